@@ -1,0 +1,368 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+// checker holds a decoded configuration against itself.
+type checker struct {
+	*reader
+	c *Config
+
+	lower map[string]lower  // adapters, bundles and bridges by name
+	used  map[string]string // what is a member or port: the path that says so
+}
+
+// lower is what an interface, bridge or bundle can stand on.
+type lower struct {
+	kind   string // "adapter", "bundle", "bridge"
+	path   string
+	driver string // of an adapter
+}
+
+func newChecker(r *reader, c *Config) *checker {
+	return &checker{reader: r, c: c, lower: map[string]lower{}, used: map[string]string{}}
+}
+
+func (k *checker) check() {
+	k.control()
+	k.names()
+	k.adapters()
+	for _, b := range k.c.Bundles {
+		k.bundle(b)
+	}
+	for _, b := range k.c.Bridges {
+		k.bridge(b)
+	}
+	k.interfaces()
+	k.subnets()
+	k.routes()
+}
+
+// socketBytes is the longest path that fits into a unix socket's address
+// (sun_path in unix(7), less the final zero).
+const socketBytes = 107
+
+func (k *checker) control() {
+	s := k.c.Control.Socket
+	switch {
+	case s == "" || k.bad["control.socket"]:
+	case s[0] != '/':
+		k.fail("control.socket", "%s: want an absolute path", quote(short(s)))
+	case strings.ContainsRune(s, 0):
+		k.fail("control.socket", "a path cannot contain a zero byte")
+	case len(s) > socketBytes:
+		k.fail("control.socket", "is %d bytes long; the path of a unix socket has at most %d", len(s), socketBytes)
+	}
+	if k.bad["control.mode"] || k.bad["control.group"] {
+		return
+	}
+	m := k.c.Control.Mode
+	n, err := strconv.ParseUint(m, 8, 9)
+	switch {
+	case err != nil || len(m) < 3 || len(m) > 4:
+		k.fail("control.mode", `%s is not a mode such as "0600"`, quote(short(m)))
+	case n&0o007 != 0:
+		k.fail("control.mode", "%s lets everybody in; set group, and leave the last digit 0", quote(m))
+	case n&0o600 != 0o600:
+		k.fail("control.mode", "%s shuts the owner out, who must read and write", quote(m))
+	case k.c.Control.Group != "" && n&0o060 != 0o060:
+		k.hint("control.mode", `"0660"`, "%s shuts the group %s out", quote(m), quote(short(k.c.Control.Group)))
+	case k.c.Control.Group == "" && n&0o070 != 0:
+		k.fail("control.mode", "%s lets a group in, and the key group is not set", quote(m))
+	}
+}
+
+var goodName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,14}$`)
+
+// names checks names and collects what they stand for.
+func (k *checker) names() {
+	add := func(kind, name, driver string) {
+		path := join(kind, name)
+		k.name(path, name)
+		if old, ok := k.lower[name]; ok {
+			k.fail(path, "the %s in line %d has the same name", old.kind, k.lineOf(old.path))
+			return
+		}
+		k.lower[name] = lower{kind, path, driver}
+	}
+	for _, a := range k.c.Adapters {
+		add("adapter", a.Name, a.Driver)
+	}
+	for _, b := range k.c.Bundles {
+		add("bundle", b.Name, "")
+	}
+	for _, b := range k.c.Bridges {
+		add("bridge", b.Name, "")
+	}
+	for _, i := range k.c.Interfaces {
+		k.name(join("interface", i.Name), i.Name)
+	}
+}
+
+func (k *checker) name(path, name string) {
+	if goodName.MatchString(name) {
+		return
+	}
+	suggestion := strings.ToLower(strings.ReplaceAll(name, " ", "-"))
+	if !goodName.MatchString(suggestion) {
+		suggestion = ""
+	}
+	k.hint(path, suggestion, "a name is 1 to 15 of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit")
+}
+
+// adapters lets drivers check their options, and finds devices claimed twice.
+func (k *checker) adapters() {
+	owner := map[string]Adapter{}
+	for _, a := range k.c.Adapters {
+		path := join("adapter", a.Name)
+		if a.Options == nil {
+			continue
+		}
+		if v, ok := a.Options.(ndiscore.Validator); ok {
+			for _, err := range leaves(v.Validate()) {
+				k.option(path, err)
+			}
+		}
+		d, ok := a.Options.(DeviceKeyer)
+		if !ok || k.bad[path] {
+			continue
+		}
+		key := d.DeviceKey()
+		if key == "" {
+			continue
+		}
+		if first, ok := owner[key]; ok {
+			k.fail(path, "%s already belongs to adapter %s in line %d", key, first.Name, k.lineOf(join("adapter", first.Name)))
+			continue
+		}
+		owner[key] = a
+	}
+}
+
+// option places one error of a driver's Validate.
+func (k *checker) option(path string, err error) {
+	var keyed interface {
+		error
+		Key() string
+	}
+	if !errors.As(err, &keyed) {
+		k.fail(path, "%s", short1(err.Error()))
+		return
+	}
+	p := join(path, keyed.Key())
+	if !k.bad[p] {
+		k.fail(p, "%s", short1(strings.TrimPrefix(keyed.Error(), keyed.Key()+": ")))
+	}
+}
+
+// short1 keeps an error that is not ours on one line.
+func short1(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	return printable([]byte(s[:min(len(s), sourceBytes)]))
+}
+
+// leaves takes errors apart that errors.Join put together.
+func leaves(err error) []error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, leaves(e)...)
+	}
+	return out
+}
+
+// claim checks that name is one of kinds and nobody else's, and takes it.
+func (k *checker) claim(path, name string, kinds ...string) (lower, bool) {
+	if k.bad[path] {
+		return lower{}, false
+	}
+	l, ok := k.lower[name]
+	if !ok {
+		k.unknownName(path, name, kinds)
+		return l, false
+	}
+	if !slices.Contains(kinds, l.kind) {
+		k.fail(path, "%s is a %s; want %s", quote(name), l.kind, anyOf(kinds))
+		return l, false
+	}
+	if by, ok := k.used[name]; ok {
+		if parent(by) == parent(path) {
+			k.fail(path, "%s is listed twice", quote(name))
+		} else {
+			k.fail(path, "%s is already in %s in line %d", quote(name), parent(by), k.lineOf(by))
+		}
+		return l, false
+	}
+	k.used[name] = path
+	return l, true
+}
+
+func (k *checker) unknownName(path, name string, kinds []string) {
+	var candidates []string
+	for _, kind := range kinds {
+		switch kind {
+		case "adapter":
+			for _, a := range k.c.Adapters {
+				candidates = append(candidates, a.Name)
+			}
+		case "bundle":
+			for _, b := range k.c.Bundles {
+				candidates = append(candidates, b.Name)
+			}
+		case "bridge":
+			for _, b := range k.c.Bridges {
+				candidates = append(candidates, b.Name)
+			}
+		}
+	}
+	suggestion := nearest(name, candidates, &k.budget)
+	if suggestion != "" {
+		suggestion = quote(suggestion)
+	}
+	k.hint(path, suggestion, "there is no %s %s", strings.Join(kinds, " or "), quote(short(name)))
+}
+
+func anyOf(kinds []string) string {
+	out := make([]string, len(kinds))
+	for i, s := range kinds {
+		out[i] = "a " + s
+		if s == "adapter" {
+			out[i] = "an " + s
+		}
+	}
+	return strings.Join(out, " or ")
+}
+
+func (k *checker) bundle(b Bundle) {
+	path := join("bundle", b.Name)
+	members := join(path, "members")
+	switch {
+	case !k.has(members):
+		k.fail(path, "needs the key members: a list of two adapters or more")
+	case k.bad[members]:
+	case len(b.Members) < 2:
+		k.fail(members, "a bundle needs two members or more, found %d", len(b.Members))
+	}
+	var first lower
+	for i, name := range b.Members {
+		p := element(members, i)
+		l, ok := k.claim(p, name, "adapter")
+		if !ok || b.Mode != "ndis5" || l.driver == "" {
+			continue
+		}
+		if first.driver == "" {
+			first = l
+		} else if l.driver != first.driver {
+			k.fail(p, `the members of an "ndis5" bundle have one driver: %s has %s, %s has %s`,
+				quote(b.Members[0]), quote(first.driver), quote(name), quote(l.driver))
+		}
+	}
+	mac := join(path, "mac")
+	switch {
+	case k.bad[mac] || b.MAC == "":
+	case b.Mode == "ndis5":
+		k.fail(mac, `an "ndis5" bundle has no address of its own: each primary uses its own`)
+	case b.MAC == "first":
+	default:
+		if k.mac(mac, b.MAC, `"" (a stable local address), "first" (the first member's) or an address such as "02:00:5e:00:53:01"`) {
+			break
+		}
+		for i := range k.c.Bundles {
+			if k.c.Bundles[i].Name == b.Name {
+				k.c.Bundles[i].MAC = canonicalMAC(b.MAC)
+			}
+		}
+	}
+	k.health(join(path, "health"), b.Health)
+}
+
+func (k *checker) health(path string, h Health) {
+	carrier, probe, target, interval := join(path, "carrier"), join(path, "probe"), join(path, "target"), join(path, "interval")
+	if !h.Carrier && h.Probe == "" && !k.bad[carrier] && !k.bad[probe] {
+		k.fail(carrier, `nothing is left that could find a failed member: leave carrier true or set probe = "neighbor"`)
+	}
+	if !k.bad[probe] && !k.bad[target] {
+		switch {
+		case h.Probe != "" && !h.Target.IsValid():
+			k.fail(probe, "%s needs the key target: the address that is to answer", quote(h.Probe))
+		case h.Probe == "" && h.Target.IsValid():
+			k.fail(target, `is of no use without probe = "neighbor"`)
+		case h.Target.IsValid():
+			if why := notHost(h.Target); why != "" {
+				k.fail(target, "%s %s", h.Target, why)
+			}
+		}
+	}
+	if h.Interval.Std() < minInterval && !k.bad[interval] {
+		k.fail(interval, "%s is too short; the least is %s", h.Interval, Duration(minInterval))
+	}
+}
+
+func (k *checker) bridge(b Bridge) {
+	path := join("bridge", b.Name)
+	ports := join(path, "ports")
+	switch {
+	case !k.has(ports):
+		k.fail(path, "needs the key ports: a list of adapters or bundles")
+	case k.bad[ports]:
+	case len(b.Ports) == 0:
+		k.fail(ports, "a bridge needs a port")
+	}
+	for i, name := range b.Ports {
+		k.claim(element(ports, i), name, "adapter", "bundle")
+	}
+	age := join(path, "mac_age")
+	if b.MACAge.Std() < minAge && !k.bad[age] {
+		k.fail(age, "%s is too short; the least is %s", b.MACAge, Duration(minAge))
+	}
+	mac := join(path, "mac")
+	if k.bad[mac] || b.MAC == "" || k.mac(mac, b.MAC, `"" (a stable local address) or an address such as "02:00:5e:00:53:01"`) {
+		return
+	}
+	for i := range k.c.Bridges {
+		if k.c.Bridges[i].Name == b.Name {
+			k.c.Bridges[i].MAC = canonicalMAC(b.MAC)
+		}
+	}
+}
+
+// mac reports whether s was found to be no address for a device.
+func (k *checker) mac(path, s, accepted string) (failed bool) {
+	hw, err := net.ParseMAC(s)
+	switch {
+	case s == "active":
+		k.fail(path, "%s is not supported yet; accepted: %s", quote(s), accepted)
+	case err != nil || len(hw) != 6:
+		k.fail(path, "%s is none of %s", quote(short(s)), accepted)
+	case hw[0]&1 != 0:
+		k.fail(path, "%s is a group address", quote(s))
+	case ndiscore.MAC(hw).IsZero():
+		k.fail(path, "%s is nobody's address", quote(s))
+	default:
+		return false
+	}
+	return true
+}
+
+func canonicalMAC(s string) string {
+	hw, err := net.ParseMAC(s)
+	if err != nil {
+		panic(fmt.Sprintf("config: %q was checked before: %v", s, err))
+	}
+	return hw.String()
+}

@@ -1,0 +1,852 @@
+package ndiscore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options configures a Core. The zero value, with a Decider if there are to be
+// teams, works.
+type Options struct {
+	Clock     Clock         // nil: SystemClock
+	Decider   Decider       // chooses the active member of teams; required for AddBundle
+	Events    int           // how many events are kept; 0: 4096
+	CallLimit time.Duration // how long a driver call may take before its adapter is quarantined; 0: 20 s
+}
+
+// Core is the library that owns every adapter, protocol, binding and bundle,
+// and orders every call between them.
+//
+// Run must be running for anything but New to make progress. All other methods
+// may be called from any goroutine except workers, and from no callback that
+// the core is waiting for.
+type Core struct {
+	clock     Clock
+	callLimit time.Duration
+	events    *eventLog
+
+	inbox struct {
+		sync.Mutex // a leaf
+		posted     []post
+		stopped    bool
+	}
+	wake  chan struct{} // capacity 1: there may be something to do
+	ended chan struct{} // Run has returned
+	calls sync.WaitGroup
+
+	// Of Run's goroutine alone.
+	m        *machine
+	slots    map[string]*slot
+	order    []string // of slots, as added
+	teams    map[string]*team
+	replies  map[int]chan error
+	nextID   int
+	protos   map[string]*protocol
+	drivers  map[string]*DriverHandle
+	awaiting map[string]context.CancelFunc
+
+	graceMu sync.Mutex // one waiter for the workers at a time
+	workers struct {
+		sync.Mutex // guards registration
+		live       [MaxWorkers]atomic.Pointer[Worker]
+	}
+}
+
+// post is something for Run's goroutine: an event, or a function.
+type post struct {
+	ev event
+	fn func()
+}
+
+// protocol is a registered protocol driver.
+type protocol struct {
+	name string
+	impl Protocol
+}
+
+// DriverHandle is a registered miniport driver.
+type DriverHandle struct {
+	core     *Core
+	driver   Driver
+	adapters int // guarded by Run's goroutine
+	gone     bool
+}
+
+// New makes a core with nothing in it.
+func New(o Options) *Core {
+	if o.Clock == nil {
+		o.Clock = SystemClock{}
+	}
+	if o.Events <= 0 {
+		o.Events = 4096
+	}
+	if o.CallLimit <= 0 {
+		o.CallLimit = 20 * time.Second
+	}
+	return &Core{
+		clock: o.Clock, callLimit: o.CallLimit, events: newEventLog(o.Events),
+		wake: make(chan struct{}, 1), ended: make(chan struct{}),
+		m:     &machine{decider: o.Decider},
+		slots: map[string]*slot{}, teams: map[string]*team{}, replies: map[int]chan error{}, protos: map[string]*protocol{},
+		drivers: map[string]*DriverHandle{}, awaiting: map[string]context.CancelFunc{},
+	}
+}
+
+// Run is the control goroutine: it decides with the machine and performs what
+// that says, until ctx ends. It does not halt anything by itself: call Close
+// first, or what is left is shut down without being freed.
+func (c *Core) Run(ctx context.Context) error {
+	defer c.stop()
+	for {
+		c.inbox.Lock()
+		posted := c.inbox.posted
+		c.inbox.posted = nil
+		c.inbox.Unlock()
+		for _, p := range posted {
+			if p.fn != nil {
+				p.fn()
+			} else {
+				c.step(p.ev)
+			}
+		}
+		c.collect()
+		if len(posted) > 0 {
+			continue
+		}
+		select {
+		case <-c.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// stop ends Run: whoever waits is told, and calls under way are awaited.
+func (c *Core) stop() {
+	for _, cancel := range c.awaiting {
+		cancel()
+	}
+	for _, s := range c.slots {
+		s.close(DropPaused)
+		if d, ok := s.adapter.(Shutdowner); ok && s.alive.Load() == aliveYes {
+			d.Shutdown()
+		}
+	}
+	c.inbox.Lock()
+	c.inbox.stopped = true
+	posted := c.inbox.posted
+	c.inbox.posted = nil
+	c.inbox.Unlock()
+	close(c.ended)
+	for _, p := range posted {
+		if p.ev.reply != 0 {
+			c.answer(p.ev.reply, ErrStopped)
+		}
+	}
+	for id := range c.replies {
+		c.answer(id, ErrStopped)
+	}
+}
+
+func (c *Core) post(p post) bool {
+	c.inbox.Lock()
+	ok := !c.inbox.stopped
+	if ok {
+		c.inbox.posted = append(c.inbox.posted, p)
+	}
+	c.inbox.Unlock()
+	c.poke()
+	return ok
+}
+
+// poke wakes Run. It never blocks.
+func (c *Core) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// do runs f on Run's goroutine and waits for it.
+func (c *Core) do(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	if !c.post(post{fn: func() { f(); close(done) }}) {
+		return ErrStopped
+	}
+	select {
+	case <-done:
+		return nil
+	case <-c.ended:
+		return ErrStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// operate posts an operation and waits for the machine's answer.
+func (c *Core) operate(ctx context.Context, ev event) error {
+	answer := make(chan error, 1)
+	ok := c.post(post{fn: func() {
+		c.nextID++
+		ev.reply = c.nextID
+		c.replies[ev.reply] = answer
+		c.step(ev)
+	}})
+	if !ok {
+		return ErrStopped
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-c.ended:
+		return ErrStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *Core) answer(id int, err error) {
+	if ch, ok := c.replies[id]; ok {
+		delete(c.replies, id)
+		ch <- err
+	}
+}
+
+// collect turns what the data path marked into events.
+func (c *Core) collect() {
+	for _, t := range c.teams {
+		for _, n := range t.takeMoves() {
+			c.step(event{kind: evMoved, adapter: t.name, member: n.to, epoch: n.epoch, why: n.why})
+		}
+	}
+	for _, name := range slices.Clone(c.order) {
+		s := c.slots[name]
+		if s == nil {
+			continue
+		}
+		if s.linkNews.CompareAndSwap(true, false) {
+			if l := s.link.Load(); l != nil {
+				c.step(event{kind: evLink, adapter: name, link: *l})
+			}
+		}
+		if why := s.gone.Load(); why != nil && s.goneSeen.CompareAndSwap(false, true) {
+			c.step(event{kind: evSurprise, adapter: name, why: *why})
+		}
+		if why := s.removing.Load(); why != nil && s.removed.CompareAndSwap(false, true) {
+			c.step(event{kind: evRemoveMiniport, adapter: name, why: *why})
+		}
+	}
+}
+
+func (c *Core) step(ev event) {
+	for _, a := range c.m.step(c.clock.Now(), ev) {
+		c.perform(a)
+	}
+}
+
+// perform does what the machine says: the quick things here, calls into drivers
+// on a goroutine of their own, which ends by posting evDone.
+func (c *Core) perform(a action) {
+	switch a.kind {
+	case actEvent:
+		c.events.add(a.event)
+	case actReply:
+		c.answer(a.reply, a.err)
+	case actClose:
+		r := DropPaused
+		if a.halt == HaltSurpriseRemoved {
+			r = DropSurpriseRemoved
+		}
+		c.slots[a.adapter].close(r)
+	case actAwait:
+		c.await(a.adapter)
+	case actForget:
+		c.forget(a.adapter)
+	case actShutdown:
+		if d, ok := c.slots[a.adapter].adapter.(Shutdowner); ok {
+			d.Shutdown()
+		}
+	case actTeam:
+		c.teams[a.adapter].publish(a.set)
+	case actStatus:
+		s := c.slots[a.adapter]
+		if a.link != (LinkState{}) {
+			s.IndicateStatus(a.link)
+		} else {
+			s.IndicateStatus(NetworkChange{Why: a.why})
+		}
+	case actPrimary:
+		c.setPrimary(a.target, a.adapter)
+	case actWake:
+		c.clock.AfterFunc(a.after, func() { c.post(post{ev: event{kind: evTick}}) })
+	default:
+		c.call(a)
+	}
+}
+
+// call performs one call into a driver, bounded in time.
+func (c *Core) call(a action) {
+	s := c.slots[a.adapter]
+	p := c.protos[a.protocol]
+	done := make(chan event, 1)
+	ctx, cancel := context.WithTimeout(context.Background(), c.callLimit/2)
+	c.calls.Go(func() { // "call": ends when the driver returns
+		ev := event{kind: evDone, adapter: a.adapter, action: &a}
+		ev.err = c.callDriver(ctx, s, p, a, &ev)
+		done <- ev
+	})
+	c.calls.Go(func() { // "call watch": ends with the call, or gives up on it
+		defer cancel()
+		limit := time.NewTimer(c.callLimit) // the machine's time may be a manual clock; a hung driver is real
+		defer limit.Stop()
+		select {
+		case ev := <-done:
+			c.post(post{ev: ev})
+		case <-limit.C:
+			c.post(post{ev: event{kind: evDone, adapter: a.adapter, action: &a,
+				err: fmt.Errorf("adapter %s: %s: %w after %s", a.adapter, a, ErrQuarantined, c.callLimit)}})
+		}
+	})
+}
+
+func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, ev *event) error {
+	switch a.kind {
+	case actStartDevice:
+		return s.adapter.(LowerDevice).StartDevice(ctx)
+	case actRemoveDevice:
+		s.adapter.(LowerDevice).RemoveDevice(ctx)
+	case actInitialize:
+		return s.initialize(ctx, ev)
+	case actHalt:
+		s.close(DropPaused)
+		s.adapter.Halt(ctx, a.halt)
+		s.alive.Store(aliveNo)
+	case actRestart:
+		s.update(func() { s.state.receive = true })
+		if err := s.adapter.Restart(ctx); err != nil {
+			s.close(DropPaused)
+			return fmt.Errorf("adapter %s: restart: %w", s.name, err)
+		}
+		s.update(func() { s.state.send = true })
+	case actPause:
+		s.close(DropPaused)
+		if err := c.grace(ctx); err != nil {
+			return fmt.Errorf("adapter %s: pause: a worker does not leave the data path: %w", s.name, ErrQuarantined)
+		}
+		s.adapter.Pause(ctx)
+		drain, cancel := context.WithTimeout(context.Background(), min(drainLimit, c.callLimit/2))
+		defer cancel()
+		if n := s.drained(drain); n > 0 {
+			c.Report(Event{What: "adapter.orphaned", Adapter: s.name, Why: fmt.Sprintf("%d batches did not come back within the limit", n)})
+		}
+	case actAttach:
+		m := s.filters[a.filter]
+		if err := m.filter.Attach(ctx, m); err != nil {
+			return fmt.Errorf("adapter %s: filter %s: attach: %w", s.name, m.name, err)
+		}
+		m.attached.Store(true)
+	case actRestartFilter:
+		m := s.filters[a.filter]
+		if err := m.filter.Restart(ctx); err != nil {
+			return fmt.Errorf("adapter %s: filter %s: restart: %w", s.name, m.name, err)
+		}
+		s.update(func() { m.running = true })
+	case actPauseFilter:
+		m := s.filters[a.filter]
+		s.update(func() { m.running = false })
+		if err := c.grace(ctx); err != nil {
+			return fmt.Errorf("adapter %s: filter %s: pause: %w", s.name, m.name, ErrQuarantined)
+		}
+		m.filter.Pause(ctx)
+	case actDetach:
+		m := s.filters[a.filter]
+		m.attached.Store(false)
+		m.filter.Detach(ctx)
+	case actBind:
+		return c.bind(ctx, s, p, a.target)
+	case actUnbind:
+		c.unbind(ctx, s, p, a.target)
+	case actRestartBinding:
+		b := s.binding(p, a.target)
+		b.open.Store(true)
+		c.updateWithSecondaries(s, func() {})
+		b.running.Store(true)
+		return p.impl.Event(ctx, b, EventRestart)
+	case actPauseBinding:
+		b := s.binding(p, a.target)
+		err := p.impl.Event(ctx, b, EventPause)
+		b.running.Store(false)
+		b.open.Store(false)
+		c.updateWithSecondaries(s, func() {})
+		if g := c.grace(ctx); g != nil {
+			return fmt.Errorf("adapter %s: pause of %s: a worker does not leave the data path: %w", s.name, p.name, ErrQuarantined)
+		}
+		return err
+	case actBindsComplete:
+		return p.impl.Event(ctx, nil, EventBindsComplete)
+	case actPnP:
+		s.adapter.(DevicePnPNotifier).DevicePnP(DevicePnPSurpriseRemoved)
+	}
+	return nil
+}
+
+func (s *slot) initialize(ctx context.Context, ev *event) error {
+	s.removing.Store(nil)
+	s.gone.Store(nil)
+	s.removed.Store(false)
+	s.goneSeen.Store(false)
+	s.link.Store(nil)
+	s.linkNews.Store(false)
+	s.alive.Store(aliveInitializing)
+	attrs, err := s.adapter.Initialize(ctx, s)
+	if err == nil && (attrs.MAC.IsZero() || attrs.MAC.IsGroup() || attrs.MTU < 68 || attrs.MTU > 65535) {
+		// S-5: without its general attributes nothing can be bound to it.
+		s.adapter.Halt(ctx, HaltInitFailed)
+		err = fmt.Errorf("%w: attributes: MAC %s, MTU %d", ErrInvalidData, attrs.MAC, attrs.MTU)
+	}
+	if err != nil {
+		s.alive.Store(aliveNo)
+		return fmt.Errorf("adapter %s: initialize: %w", s.name, err)
+	}
+	s.update(func() { s.attrs = attrs; s.state = pathState{closed: DropPaused} })
+	// A status that came during Initialize is newer than the attributes.
+	s.link.CompareAndSwap(nil, &attrs.Link)
+	ev.link = *s.link.Load()
+	s.alive.Store(aliveYes)
+	return nil
+}
+
+func (s *slot) binding(p *protocol, target string) *Binding {
+	s.publish.Lock()
+	defer s.publish.Unlock()
+	for _, b := range s.bindings {
+		if b.protocol == p && b.target == target {
+			return b
+		}
+	}
+	return nil
+}
+
+func (c *Core) bind(ctx context.Context, s *slot, p *protocol, target string) error {
+	b := &Binding{core: c, slot: s, protocol: p, target: target}
+	s.publish.Lock()
+	s.bindings = append(s.bindings, b)
+	s.publish.Unlock()
+	if err := p.impl.Bind(ctx, b); err != nil {
+		s.dropBinding(ctx, b)
+		return fmt.Errorf("adapter %s: bind %s: %w", s.name, p.name, err)
+	}
+	return nil
+}
+
+func (c *Core) unbind(ctx context.Context, s *slot, p *protocol, target string) {
+	b := s.binding(p, target)
+	p.impl.Unbind(ctx, b)
+	s.dropBinding(ctx, b)
+}
+
+func (s *slot) dropBinding(ctx context.Context, b *Binding) {
+	s.update(func() {
+		s.bindings = slices.DeleteFunc(slices.Clone(s.bindings), func(x *Binding) bool { return x == b })
+	})
+	if s.gone.Load() == nil {
+		// The union of packet filters may have shrunk. An adapter that will
+		// not have it keeps delivering more than is wanted; the core filters.
+		_ = s.updateFilter(ctx)
+	}
+}
+
+// updateWithSecondaries changes s and publishes the paths of the ndis5
+// secondaries that deliver to its bindings.
+func (c *Core) updateWithSecondaries(s *slot, f func()) {
+	s.update(f)
+	s.publish.Lock()
+	secondaries := slices.Clone(s.secondaries)
+	s.publish.Unlock()
+	for _, t := range secondaries {
+		t.update(func() {})
+	}
+}
+
+// setPrimary points the members of an ndis5 bundle at their primary.
+func (c *Core) setPrimary(bundle, name string) {
+	p := c.slots[name]
+	var others []*slot
+	for _, n := range c.m.bundle(bundle).members {
+		s := c.slots[n]
+		if s == nil {
+			continue
+		}
+		to := p
+		if s == p {
+			to = nil
+		}
+		s.publish.Lock()
+		s.primary, s.secondaries = to, nil
+		s.publish.Unlock()
+		if s != p && p != nil {
+			others = append(others, s)
+		}
+	}
+	if p != nil {
+		p.publish.Lock()
+		p.secondaries = others
+		p.publish.Unlock()
+	}
+	for _, s := range others {
+		s.update(func() {})
+	}
+}
+
+// grace waits until every worker that may have seen the old tables has left
+// the data path (design: quiescence by epochs). Never on a worker.
+func (c *Core) grace(ctx context.Context) error {
+	c.graceMu.Lock()
+	defer c.graceMu.Unlock()
+	for i := range c.workers.live {
+		if w := c.workers.live[i].Load(); w != nil {
+			if err := w.passed(ctx); err != nil {
+				return fmt.Errorf("worker %s: %w", w.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// await has evArrived posted once an adapter's device can be started.
+func (c *Core) await(name string) {
+	s := c.slots[name]
+	d, ok := s.adapter.(LowerDevice)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	if old := c.awaiting[name]; old != nil {
+		old()
+	}
+	c.awaiting[name] = cancel
+	c.calls.Go(func() { // "await": ends when the device is there, or the adapter goes
+		defer cancel()
+		if d.AwaitDevice(ctx) == nil && ctx.Err() == nil {
+			c.post(post{ev: event{kind: evArrived, adapter: name, why: "its device is there again"}})
+		}
+	})
+}
+
+func (c *Core) forget(name string) {
+	s := c.slots[name]
+	if cancel := c.awaiting[name]; cancel != nil {
+		cancel()
+		delete(c.awaiting, name)
+	}
+	delete(c.slots, name)
+	c.order = slices.DeleteFunc(c.order, func(n string) bool { return n == name })
+	if s.driver != nil {
+		s.driver.adapters--
+	}
+}
+
+// --- Workers ----------------------------------------------------------------
+
+// NewWorker registers the calling code's goroutine-to-be as a worker. Whoever
+// makes it closes it.
+func (c *Core) NewWorker(name string) (*Worker, error) {
+	c.workers.Lock()
+	defer c.workers.Unlock()
+	for i := range c.workers.live {
+		if c.workers.live[i].Load() == nil {
+			w := &Worker{id: i, name: name, core: c, moved: make(chan struct{}, 1)}
+			c.workers.live[i].Store(w)
+			return w, nil
+		}
+	}
+	return nil, fmt.Errorf("worker %s: %w: all %d are taken", name, ErrResources, MaxWorkers)
+}
+
+// mustWorker is NewWorker for adapters, whose contract has no way to fail here:
+// beyond the limit they share the last worker's place in nothing but statistics.
+func (c *Core) mustWorker(name string) *Worker {
+	w, err := c.NewWorker(name)
+	if err != nil {
+		return nil
+	}
+	return w
+}
+
+func (c *Core) closeWorker(w *Worker) {
+	c.workers.Lock()
+	defer c.workers.Unlock()
+	c.workers.live[w.id].CompareAndSwap(w, nil)
+}
+
+// --- Registration -------------------------------------------------------------
+
+// RegisterDriver makes a driver known (NdisMRegisterMiniportDriver). The table
+// is copied. SetOptions, if given, is called before it returns; if that fails,
+// the driver is not registered.
+func (c *Core) RegisterDriver(d Driver) (*DriverHandle, error) {
+	switch {
+	case d.Version != ContractVersion:
+		return nil, fmt.Errorf("driver %s: register: %w: it is for version %d, this is %d", d.Name, ErrBadVersion, d.Version, ContractVersion)
+	case d.Name == "" || d.NewOptions == nil || d.New == nil:
+		return nil, fmt.Errorf("driver %s: register: %w: Name, NewOptions and New must be set", d.Name, ErrBadCharacteristics)
+	}
+	h := &DriverHandle{core: c, driver: d}
+	var err error
+	if e := c.do(context.Background(), func() {
+		if c.drivers[d.Name] != nil {
+			err = fmt.Errorf("driver %s: register: %w", d.Name, ErrExists)
+			return
+		}
+		c.drivers[d.Name] = h
+	}); e != nil {
+		return nil, e
+	}
+	if err != nil {
+		return nil, err
+	}
+	if d.SetOptions != nil {
+		if err := d.SetOptions(h); err != nil {
+			_ = c.do(context.Background(), func() { delete(c.drivers, d.Name) })
+			return nil, fmt.Errorf("driver %s: set options: %w", d.Name, err)
+		}
+	}
+	return h, nil
+}
+
+// Deregister undoes RegisterDriver, after the last adapter of the driver has
+// been removed, and calls Unload. ErrInvalidState while there are adapters, or
+// when called twice.
+func (h *DriverHandle) Deregister() error {
+	var err error
+	if e := h.core.do(context.Background(), func() {
+		if h.gone || h.adapters > 0 {
+			err = fmt.Errorf("driver %s: deregister: %w: %d adapters", h.driver.Name, ErrInvalidState, h.adapters)
+			return
+		}
+		h.gone = true
+		delete(h.core.drivers, h.driver.Name)
+	}); e != nil {
+		return e
+	}
+	if err == nil && h.driver.Unload != nil {
+		h.driver.Unload()
+	}
+	return err
+}
+
+// AddProtocol makes a protocol known (NdisRegisterProtocolDriver). Bind may be
+// called before it returns.
+func (c *Core) AddProtocol(ctx context.Context, spec ProtocolSpec) error {
+	if spec.Name == "" || spec.Protocol == nil {
+		return fmt.Errorf("protocol %q: %w: it needs a name and an implementation", spec.Name, ErrBadCharacteristics)
+	}
+	var err error
+	if e := c.do(ctx, func() {
+		if c.protos[spec.Name] != nil {
+			err = fmt.Errorf("protocol %s: %w", spec.Name, ErrExists)
+			return
+		}
+		c.protos[spec.Name] = &protocol{name: spec.Name, impl: spec.Protocol}
+		c.m.protocols = append(c.m.protocols, &mProtocol{name: spec.Name, targets: slices.Clone(spec.Targets)})
+		c.step(event{kind: evBindingsChanged})
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+// AdapterSpec is one adapter to be added.
+type AdapterSpec struct {
+	Name    string
+	Driver  string // the name it was registered under
+	Options any    // what the driver's NewOptions made, filled in
+	Filters []FilterSpec
+}
+
+// AddAdapter makes an adapter known, halted; Start starts it.
+func (c *Core) AddAdapter(ctx context.Context, spec AdapterSpec) error {
+	var err error
+	if e := c.do(ctx, func() {
+		h := c.drivers[spec.Driver]
+		if h == nil {
+			err = fmt.Errorf("adapter %s: driver %q: %w", spec.Name, spec.Driver, ErrNotFound)
+			return
+		}
+		if c.slots[spec.Name] != nil {
+			err = fmt.Errorf("adapter %s: %w", spec.Name, ErrExists)
+			return
+		}
+		var a Adapter
+		if a, err = h.driver.New(spec.Name, spec.Options); err != nil {
+			err = fmt.Errorf("adapter %s: %w", spec.Name, err)
+			return
+		}
+		h.adapters++
+		c.add(&slot{core: c, name: spec.Name, driver: h, adapter: a}, spec.Filters)
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+// AddVirtual makes the virtual miniport of an intermediate driver known,
+// halted; Start starts it (NdisIMInitializeDeviceInstanceEx).
+func (c *Core) AddVirtual(ctx context.Context, name string, a Adapter, filters []FilterSpec) error {
+	var err error
+	if e := c.do(ctx, func() {
+		if c.slots[name] != nil {
+			err = fmt.Errorf("adapter %s: %w", name, ErrExists)
+			return
+		}
+		c.add(&slot{core: c, name: name, adapter: a, virtual: true}, filters)
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+func (c *Core) add(s *slot, filters []FilterSpec) {
+	s.idle = make(chan struct{}, 1)
+	ma := &mAdapter{name: s.name, virtual: s.virtual}
+	if s.driver != nil {
+		ma.driver = s.driver.driver.Name
+	}
+	_, ma.hasDevice = s.adapter.(LowerDevice)
+	_, ma.hasPnP = s.adapter.(DevicePnPNotifier)
+	for i, f := range filters {
+		s.filters = append(s.filters, &filterModule{slot: s, name: f.Name, filter: f.Filter, index: i})
+		ma.filters = append(ma.filters, &mFilter{name: f.Name, mandatory: f.Mandatory})
+	}
+	s.close(DropPaused)
+	c.slots[s.name] = s
+	c.order = append(c.order, s.name)
+	c.m.adapters = append(c.m.adapters, ma)
+	c.events.add(Event{Time: c.clock.Now(), What: "adapter.added", Adapter: s.name})
+}
+
+// AddBundle makes a bundle known, before its members are started. A team's
+// virtual adapter, named after the bundle, is to be started like any other.
+func (c *Core) AddBundle(ctx context.Context, spec BundleSpec) error {
+	if len(spec.Members) == 0 {
+		return fmt.Errorf("bundle %s: %w: it has no members", spec.Name, ErrInvalidData)
+	}
+	if spec.Mode == BundleTeam && c.m.decider == nil {
+		return fmt.Errorf("bundle %s: %w: the core has no Decider", spec.Name, ErrInvalidState)
+	}
+	var t *team
+	var err error
+	if e := c.do(ctx, func() {
+		if c.slots[spec.Name] != nil || c.m.bundle(spec.Name) != nil {
+			err = fmt.Errorf("bundle %s: %w", spec.Name, ErrExists)
+			return
+		}
+		if spec.Mode == BundleNDIS5 {
+			if err = c.sameDriver(spec); err != nil {
+				return
+			}
+		} else {
+			t = newTeam(c, spec)
+			c.teams[spec.Name] = t
+		}
+		c.m.bundles = append(c.m.bundles, &mBundle{
+			name: spec.Name, mode: spec.Mode, members: slices.Clone(spec.Members), failback: spec.Failback, hold: spec.Hold,
+			up: spec.UpDelay, down: spec.DownDelay, proof: spec.NeedProof, set: teamSet{member: -1, overlap: -1},
+		})
+	}); e != nil {
+		return e
+	}
+	if err != nil || t == nil {
+		return err
+	}
+	if err := c.AddVirtual(ctx, spec.Name, t, nil); err != nil {
+		return err
+	}
+	return c.AddProtocol(ctx, ProtocolSpec{Name: teamProtocol(spec.Name), Protocol: t, Targets: spec.Members})
+}
+
+// sameDriver refuses an ndis5 bundle of different drivers (B-1).
+func (c *Core) sameDriver(spec BundleSpec) error {
+	var first *DriverHandle
+	for _, n := range spec.Members {
+		s := c.slots[n]
+		if s == nil || s.driver == nil {
+			return fmt.Errorf("bundle %s: member %s: %w", spec.Name, n, ErrAdapterNotFound)
+		}
+		if first != nil && s.driver != first {
+			return fmt.Errorf("bundle %s: %w: %s is a %s adapter and %s a %s one; an ndis5 bundle is of one driver (mode = \"team\" may mix them)",
+				spec.Name, ErrFailure, spec.Members[0], first.driver.Name, n, s.driver.driver.Name)
+		}
+		first = s.driver
+	}
+	return nil
+}
+
+// --- Operations -----------------------------------------------------------------
+
+// Start brings an adapter up, and returns when it runs and everybody is bound.
+func (c *Core) Start(ctx context.Context, name, why string) error {
+	return c.operate(ctx, event{kind: evStart, adapter: name, why: why})
+}
+
+// Pause stops an adapter's data flow and leaves everybody bound; Start resumes.
+func (c *Core) Pause(ctx context.Context, name, why string) error {
+	return c.operate(ctx, event{kind: evPause, adapter: name, why: why})
+}
+
+// Stop halts an adapter (HaltDeviceStopped) and keeps it for a later Start.
+func (c *Core) Stop(ctx context.Context, name, why string) error {
+	return c.operate(ctx, event{kind: evStop, adapter: name, why: why})
+}
+
+// Remove halts an adapter (HaltDeviceDisabled, or HaltInstanceDeInitialized for
+// a virtual one), gives its device up and forgets it.
+func (c *Core) Remove(ctx context.Context, name, why string) error {
+	return c.operate(ctx, event{kind: evRemove, adapter: name, why: why})
+}
+
+// Shutdown ends an adapter without freeing anything (MiniportShutdownEx): no
+// call reaches it afterwards.
+func (c *Core) Shutdown(ctx context.Context, name, why string) error {
+	return c.operate(ctx, event{kind: evShutdown, adapter: name, why: why})
+}
+
+// Promote makes a member of a team active, and keeps it preferred until it
+// fails.
+func (c *Core) Promote(ctx context.Context, bundle, member string) error {
+	return c.operate(ctx, event{kind: evPromote, adapter: bundle, why: member})
+}
+
+// Close removes every adapter, the last added first, and returns when all are
+// halted, with what went wrong.
+func (c *Core) Close(ctx context.Context, why string) error {
+	var names []string
+	if err := c.do(ctx, func() { names = slices.Clone(c.order) }); err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range slices.Backward(names) {
+		if err := c.Remove(ctx, n, why); err != nil && !errors.Is(err, ErrAdapterNotFound) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Observe takes a prober's evidence. It never blocks for long.
+func (c *Core) Observe(o Observation) {
+	c.post(post{ev: event{kind: evObserved, adapter: o.Adapter, observed: o}})
+}
+
+// Report puts an event of a protocol's or the switch's own into the log.
+func (c *Core) Report(e Event) {
+	if e.Time.IsZero() {
+		e.Time = c.clock.Now()
+	}
+	c.events.add(e)
+}

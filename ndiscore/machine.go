@@ -1,0 +1,921 @@
+package ndiscore
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The machine holds every decision about life cycles: who is in which state,
+// what comes next, and why. It is pure: step takes an event with its time and
+// returns the actions to perform; the same events give the same actions. Core
+// performs them and feeds what they return back as events, one action at a time
+// for each adapter.
+//
+// It is driven by goals, not by scripts: next looks at where an adapter stands
+// and where it is to go, and names the one call that brings it nearer. A
+// removal that arrives while an adapter is starting needs no case of its own.
+
+// AdapterState is the state of an adapter (M-States of the NDIS documents).
+type AdapterState uint8
+
+// The adapter states. StateShutdown is final: no call reaches the adapter again.
+const (
+	StateHalted AdapterState = iota
+	StateInitializing
+	StatePaused
+	StateRestarting
+	StateRunning
+	StatePausing
+	StateShutdown
+)
+
+var adapterStateNames = [...]string{"halted", "initializing", "paused", "restarting", "running", "pausing", "shutdown"}
+
+// String names s as events and the command line print it.
+func (s AdapterState) String() string { return adapterStateNames[s] }
+
+// MarshalText makes an AdapterState print as its name in JSON.
+func (s AdapterState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// BindingState is the state of a binding (P-States).
+type BindingState uint8
+
+// The binding states.
+const (
+	BindingUnbound BindingState = iota
+	BindingOpening
+	BindingPaused
+	BindingRestarting
+	BindingRunning
+	BindingPausing
+	BindingClosing
+)
+
+var bindingStateNames = [...]string{"unbound", "opening", "paused", "restarting", "running", "pausing", "closing"}
+
+// String names s as events and the command line print it.
+func (s BindingState) String() string { return bindingStateNames[s] }
+
+// MarshalText makes a BindingState print as its name in JSON.
+func (s BindingState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// FilterState is the state of a filter module (F-States).
+type FilterState uint8
+
+// The filter states.
+const (
+	FilterDetached FilterState = iota
+	FilterAttaching
+	FilterPaused
+	FilterRestarting
+	FilterRunning
+	FilterPausing
+)
+
+var filterStateNames = [...]string{"detached", "attaching", "paused", "restarting", "running", "pausing"}
+
+// String names s as events and the command line print it.
+func (s FilterState) String() string { return filterStateNames[s] }
+
+// MarshalText makes a FilterState print as its name in JSON.
+func (s FilterState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// goal is where an adapter is to go.
+type goal uint8
+
+const (
+	goalRest  goal = iota // stay where it is
+	goalUp                // Running, with everybody bound
+	goalPause             // Paused, with everybody bound
+	goalDown              // Halted, for reason adapter.halt
+)
+
+// event is an input of the machine.
+type event struct {
+	kind     eventKind
+	adapter  string
+	action   *action // evDone: the action that returned
+	err      error   // evDone: what it returned
+	why      string  // cause, in words
+	link     LinkState
+	member   int    // evMoved
+	epoch    uint64 // evMoved
+	reply    int    // operation to answer, 0 for none
+	observed Observation
+}
+
+type eventKind uint8
+
+const (
+	evStart           eventKind = iota // operator or start-up: bring it up
+	evPause                            // operator: hold it Paused
+	evStop                             // stop, to be started again
+	evRemove                           // remove on request
+	evRemoveMiniport                   // the miniport gave up (NdisMRemoveMiniport)
+	evSurprise                         // the device is gone
+	evShutdown                         // the process ends now
+	evArrived                          // an awaited device is there
+	evDone                             // an action returned
+	evLink                             // link state indicated
+	evMoved                            // the data path moved a team's active member
+	evPromote                          // operator: make member active
+	evObserved                         // a prober saw something
+	evFailureObserved                  // the data path saw failures on an adapter
+	evTick                             // time has passed
+	evBindingsChanged                  // a protocol came or went
+)
+
+// action is an output of the machine.
+type action struct {
+	kind     actionKind
+	adapter  string
+	filter   int    // index, for filter actions
+	protocol string // for binding actions
+	target   string // for binding actions: the name the protocol asked for
+	halt     HaltAction
+	set      teamSet // actTeam
+	link     LinkState
+	reply    int
+	err      error
+	after    time.Duration // actWake
+	event    Event         // actEvent
+	why      string
+}
+
+type actionKind uint8
+
+const (
+	// Calls into drivers: each takes its time, and returns as evDone.
+	actStartDevice actionKind = iota
+	actInitialize
+	actAttach
+	actBind
+	actRestart
+	actRestartFilter
+	actRestartBinding
+	actPauseBinding
+	actPauseFilter
+	actPause
+	actUnbind
+	actDetach
+	actHalt
+	actRemoveDevice
+	actBindsComplete
+	actPnP
+
+	// Done at once by the core.
+	actClose    // close the data path of an adapter, reason in halt
+	actAwait    // call evArrived when the device can be started
+	actForget   // the adapter's slot is gone
+	actShutdown // call Shutdowner
+	actTeam     // publish a team's member set
+	actStatus   // a team's link state or network change
+	actPrimary  // an ndis5 bundle's primary is now adapter (may be "")
+	actReply    // answer an operation
+	actWake     // call evTick after a while
+	actEvent    // put into the event log
+)
+
+// String is the token of a call in golden traces, "" for what is not a call.
+func (a action) String() string {
+	switch a.kind {
+	case actStartDevice:
+		return a.adapter + ".StartDevice"
+	case actInitialize:
+		return a.adapter + ".Init"
+	case actAttach:
+		return fmt.Sprintf("%s.F%d.Attach", a.adapter, a.filter+1)
+	case actBind:
+		return a.protocol + ".Bind(" + a.adapter + ")"
+	case actRestart:
+		return a.adapter + ".Restart"
+	case actRestartFilter:
+		return fmt.Sprintf("%s.F%d.Restart", a.adapter, a.filter+1)
+	case actRestartBinding:
+		return a.protocol + ".Event(" + a.adapter + ", Restart)"
+	case actPauseBinding:
+		return a.protocol + ".Event(" + a.adapter + ", Pause)"
+	case actPauseFilter:
+		return fmt.Sprintf("%s.F%d.Pause", a.adapter, a.filter+1)
+	case actPause:
+		return a.adapter + ".Pause"
+	case actUnbind:
+		return a.protocol + ".Unbind(" + a.adapter + ")"
+	case actDetach:
+		return fmt.Sprintf("%s.F%d.Detach", a.adapter, a.filter+1)
+	case actHalt:
+		return fmt.Sprintf("%s.Halt(%s)", a.adapter, a.halt)
+	case actRemoveDevice:
+		return a.adapter + ".RemoveDevice"
+	case actBindsComplete:
+		return a.protocol + ".Event(BindsComplete)"
+	case actPnP:
+		return a.adapter + ".PnP(SurpriseRemoved)"
+	case actAwait:
+		return a.adapter + ".AwaitDevice"
+	case actForget:
+		return a.adapter + ".Gone"
+	case actShutdown:
+		return a.adapter + ".Shutdown"
+	case actTeam:
+		return fmt.Sprintf("%s.Active(%s)", a.adapter, a.set)
+	case actStatus:
+		return fmt.Sprintf("%s.Status(%s)", a.adapter, a.why)
+	case actPrimary:
+		return fmt.Sprintf("%s.Primary(%s)", a.target, a.adapter)
+	case actReply:
+		if a.err != nil {
+			return fmt.Sprintf("reply %d: %v", a.reply, a.err)
+		}
+		return fmt.Sprintf("reply %d: ok", a.reply)
+	}
+	return ""
+}
+
+type machine struct {
+	decider   Decider
+	adapters  []*mAdapter // in the order in which they were added
+	protocols []*mProtocol
+	bundles   []*mBundle
+
+	now time.Time // of the current step
+	out []action  // of the current step
+}
+
+type mProtocol struct {
+	name     string
+	targets  []string
+	complete bool // BindsComplete was sent
+}
+
+type mFilter struct {
+	name      string
+	mandatory bool
+	state     FilterState
+	failed    bool
+}
+
+type mBinding struct {
+	protocol *mProtocol
+	target   string
+	state    BindingState
+	failed   bool
+}
+
+type mAdapter struct {
+	name, driver string
+	virtual      bool // an intermediate driver's
+	hasDevice    bool // implements LowerDevice
+	hasPnP       bool // implements DevicePnPNotifier
+
+	state    AdapterState
+	filters  []*mFilter
+	bindings []*mBinding // those that exist, in the order in which they were bound
+	device   bool        // StartDevice succeeded, RemoveDevice has not been called
+
+	goal   goal
+	halt   HaltAction // with goalDown
+	remove bool       // with goalDown: RemoveDevice too
+	forget bool       // with goalDown: the slot goes
+	await  bool       // with goalDown: wait for the device to come back
+	cause  string     // why it goes where it goes
+
+	surprise    bool // the device is gone
+	pnpTold     bool
+	stuck       bool // a call did not return
+	busy        bool // a call is under way
+	lastHalt    HaltAction
+	initialized bool // since the last start: the device was once up
+	link        LinkState
+	usableSince time.Time // since when usable is what it is
+	usable      bool      // Running and connected
+	failures    uint64
+	lastFailure time.Time
+	proof       time.Time
+	lastProbe   time.Time
+	probesLost  int
+	late        bool
+	waiters     []waiter
+}
+
+type waiter struct {
+	reply int
+	goal  goal
+}
+
+func (m *machine) adapter(name string) *mAdapter {
+	for _, a := range m.adapters {
+		if a.name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+func (m *machine) protocol(name string) *mProtocol {
+	for _, p := range m.protocols {
+		if p.name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// step takes one event and returns what is to be done about it, in order.
+func (m *machine) step(now time.Time, ev event) []action {
+	m.now, m.out = now, nil
+	a := m.adapter(ev.adapter)
+	switch ev.kind {
+	case evTick, evBindingsChanged:
+	case evMoved:
+		m.moved(ev)
+	case evPromote:
+		m.promote(ev)
+	default:
+		if a == nil {
+			if ev.kind != evDone || ev.action.kind != actBindsComplete {
+				m.reply(ev.reply, fmt.Errorf("adapter %s: %w", ev.adapter, ErrAdapterNotFound))
+			}
+			break
+		}
+		m.adapterEvent(a, ev)
+	}
+	// What one adapter did may let another go on (an ndis5 promotion, a team
+	// whose member came up), so look at all of them until nothing moves.
+	for moved := true; moved; {
+		moved = false
+		for _, b := range m.bundles {
+			moved = m.evaluate(b) || moved
+		}
+		for _, a := range m.adapters {
+			moved = m.advance(a) || moved
+		}
+	}
+	m.bindsComplete()
+	return m.out
+}
+
+func (m *machine) emit(a action) { m.out = append(m.out, a) }
+
+func (m *machine) reply(id int, err error) {
+	if id != 0 {
+		m.emit(action{kind: actReply, reply: id, err: err})
+	}
+}
+
+func (m *machine) event(e Event) {
+	e.Time = m.now
+	m.emit(action{kind: actEvent, event: e})
+}
+
+func (m *machine) setState(a *mAdapter, s AdapterState, why string) {
+	if a.state == s {
+		return
+	}
+	m.event(Event{What: "adapter.state", Adapter: a.name, From: a.state.String(), To: s.String(), Why: why})
+	a.state = s
+}
+
+func (m *machine) adapterEvent(a *mAdapter, ev event) {
+	if a.state == StateShutdown && ev.kind != evDone {
+		m.reply(ev.reply, fmt.Errorf("adapter %s: %w: shut down", a.name, ErrInvalidState))
+		return
+	}
+	switch ev.kind {
+	case evStart, evArrived:
+		m.start(a, ev)
+	case evPause:
+		if a.goal != goalUp || a.state == StateHalted {
+			m.reply(ev.reply, fmt.Errorf("adapter %s: pause: %w: %s", a.name, ErrInvalidState, a.state))
+			return
+		}
+		m.redirect(a, goalPause, ev)
+	case evStop:
+		if a.goal == goalDown || a.state == StateHalted && !a.busy {
+			m.reply(ev.reply, fmt.Errorf("adapter %s: stop: %w: %s", a.name, ErrInvalidState, a.state))
+			return
+		}
+		m.down(a, HaltDeviceStopped, ev)
+	case evRemove:
+		why := HaltDeviceDisabled
+		if a.virtual {
+			why = HaltInstanceDeInitialized
+		}
+		m.down(a, why, ev)
+		a.remove, a.forget, a.await = true, true, false
+	case evRemoveMiniport:
+		if a.goal == goalDown || a.state == StateHalted || a.state == StateInitializing {
+			m.reply(ev.reply, fmt.Errorf("adapter %s: %w: %s", a.name, ErrFailure, a.state))
+			return
+		}
+		m.down(a, HaltDeviceFailed, ev)
+		a.remove = true
+	case evSurprise:
+		m.surprise(a, ev)
+	case evShutdown:
+		m.emit(action{kind: actClose, adapter: a.name, halt: HaltNone})
+		if a.state != StateHalted && a.state != StateInitializing {
+			m.emit(action{kind: actShutdown, adapter: a.name})
+		}
+		m.setState(a, StateShutdown, ev.why)
+		a.goal = goalRest
+		m.answer(a, ErrStopped)
+		m.reply(ev.reply, nil)
+	case evDone:
+		m.done(a, ev)
+	case evLink:
+		if a.link.same(ev.link) {
+			a.link = ev.link
+			return
+		}
+		m.event(Event{What: "link", Adapter: a.name, From: a.link.Media.String(), To: ev.link.Media.String(), Why: ev.link.Why})
+		a.link = ev.link
+	case evObserved:
+		m.observed(a, ev.observed)
+	case evFailureObserved:
+		a.failures++
+		a.lastFailure = m.now
+	}
+}
+
+func (m *machine) start(a *mAdapter, ev event) {
+	switch {
+	case a.stuck:
+		m.reply(ev.reply, fmt.Errorf("adapter %s: start: %w", a.name, ErrQuarantined))
+	case a.goal == goalUp || a.goal == goalDown:
+		if ev.kind == evStart {
+			m.reply(ev.reply, fmt.Errorf("adapter %s: start: %w: it is %s", a.name, ErrInvalidState, a.state))
+		}
+	case ev.kind == evArrived && !a.await:
+		// The operator was quicker.
+	default:
+		a.surprise, a.pnpTold, a.await = false, false, false
+		m.redirect(a, goalUp, ev)
+		for _, b := range a.bindings {
+			b.failed = false
+		}
+		for _, f := range a.filters {
+			f.failed = false
+		}
+	}
+}
+
+// redirect gives a a new goal; whoever waited for another one is told.
+func (m *machine) redirect(a *mAdapter, g goal, ev event) {
+	keep := a.waiters[:0]
+	for _, w := range a.waiters {
+		if w.goal == g {
+			keep = append(keep, w)
+			continue
+		}
+		m.reply(w.reply, fmt.Errorf("adapter %s: %w: overtaken: %s", a.name, ErrInvalidState, ev.why))
+	}
+	a.waiters = keep
+	a.goal, a.cause = g, ev.why
+	if ev.reply != 0 {
+		a.waiters = append(a.waiters, waiter{ev.reply, g})
+	}
+}
+
+// down starts the way to Halted. The first cause wins: a second one adds its
+// waiter, not its halt action (C-71).
+func (m *machine) down(a *mAdapter, why HaltAction, ev event) {
+	if a.goal == goalDown {
+		if ev.reply != 0 {
+			a.waiters = append(a.waiters, waiter{ev.reply, goalDown})
+		}
+		return
+	}
+	m.redirect(a, goalDown, ev)
+	a.halt, a.remove, a.forget, a.await = why, false, false, false
+}
+
+func (m *machine) surprise(a *mAdapter, ev event) {
+	if a.surprise {
+		return
+	}
+	m.event(Event{What: "adapter.surprise-removed", Adapter: a.name, Why: ev.why})
+	a.surprise = true
+	m.emit(action{kind: actClose, adapter: a.name, halt: HaltSurpriseRemoved})
+	if a.goal == goalDown || a.state == StateHalted && !a.busy {
+		return // already leaving, for a cause of its own; or nothing is up
+	}
+	m.down(a, HaltSurpriseRemoved, ev)
+	a.remove, a.await = true, a.hasDevice
+}
+
+// answer tells everybody who waits for a's goal.
+func (m *machine) answer(a *mAdapter, err error) {
+	for _, w := range a.waiters {
+		m.reply(w.reply, err)
+	}
+	a.waiters = nil
+}
+
+// advance performs what a needs next and reports whether anything changed.
+func (m *machine) advance(a *mAdapter) bool {
+	if a.busy || a.stuck || a.state == StateShutdown {
+		return false
+	}
+	if act, ok := m.next(a); ok {
+		act.adapter = a.name
+		a.busy = true
+		m.began(a, act)
+		m.emit(act)
+		return true
+	}
+	return m.arrived(a)
+}
+
+// arrived closes a goal that has been reached.
+func (m *machine) arrived(a *mAdapter) bool {
+	switch a.goal {
+	case goalUp:
+		if a.waiters != nil {
+			m.answer(a, nil)
+		}
+		return false
+	case goalPause:
+		m.answer(a, nil)
+		a.goal = goalRest
+		return true
+	case goalDown:
+		m.answer(a, nil)
+		a.goal = goalRest
+		if a.forget {
+			m.event(Event{What: "adapter.removed", Adapter: a.name, Why: a.cause})
+			m.emit(action{kind: actForget, adapter: a.name})
+			for i, x := range m.adapters {
+				if x == a {
+					m.adapters = append(m.adapters[:i:i], m.adapters[i+1:]...)
+					break
+				}
+			}
+		} else if a.await {
+			m.emit(action{kind: actAwait, adapter: a.name})
+		}
+		return true
+	}
+	return false
+}
+
+// next names the one call that brings a nearer to its goal.
+func (m *machine) next(a *mAdapter) (action, bool) {
+	if a.surprise && !a.pnpTold && a.state != StateHalted {
+		a.pnpTold = true
+		if a.hasPnP {
+			return action{kind: actPnP}, true
+		}
+	}
+	switch a.goal {
+	case goalUp:
+		return m.nextUp(a)
+	case goalPause:
+		return m.nextPause(a)
+	case goalDown:
+		return m.nextDown(a)
+	}
+	return action{}, false
+}
+
+// nextUp is the order of a start: device, adapter, filters from the miniport
+// up, bindings; then restart upward.
+func (m *machine) nextUp(a *mAdapter) (action, bool) {
+	if a.hasDevice && !a.device {
+		return action{kind: actStartDevice}, true
+	}
+	if a.state == StateHalted {
+		return action{kind: actInitialize}, true
+	}
+	for i, f := range a.filters {
+		if f.state == FilterDetached && !f.failed {
+			return action{kind: actAttach, filter: i}, true
+		}
+	}
+	for _, w := range m.wanted(a) {
+		if b := a.binding(w.protocol, w.target); b == nil || b.state == BindingUnbound && !b.failed {
+			return action{kind: actBind, protocol: w.protocol.name, target: w.target}, true
+		}
+	}
+	if b := m.unwanted(a); b != nil {
+		return b.leave(), true
+	}
+	if a.state == StatePaused {
+		return action{kind: actRestart}, true
+	}
+	for i, f := range a.filters {
+		if f.state == FilterPaused && f.failed { // F-7: one that will not run is taken out
+			return action{kind: actDetach, filter: i}, true
+		}
+		if f.state == FilterPaused {
+			return action{kind: actRestartFilter, filter: i}, true
+		}
+	}
+	for _, b := range a.bindings {
+		if b.state == BindingPaused {
+			return action{kind: actRestartBinding, protocol: b.protocol.name, target: b.target}, true
+		}
+	}
+	return action{}, false
+}
+
+// nextPause is the order of a pause: bindings, last bound first; filters from
+// the top; the adapter.
+func (m *machine) nextPause(a *mAdapter) (action, bool) {
+	for i := len(a.bindings) - 1; i >= 0; i-- {
+		if b := a.bindings[i]; b.state == BindingRunning {
+			return action{kind: actPauseBinding, protocol: b.protocol.name, target: b.target}, true
+		}
+	}
+	for i := len(a.filters) - 1; i >= 0; i-- {
+		if a.filters[i].state == FilterRunning {
+			return action{kind: actPauseFilter, filter: i}, true
+		}
+	}
+	if a.state == StateRunning {
+		return action{kind: actPause}, true
+	}
+	return action{}, false
+}
+
+// nextDown is the order of a teardown: pause downward, unbind all, detach from
+// the top, halt, give the device up.
+func (m *machine) nextDown(a *mAdapter) (action, bool) {
+	if act, ok := m.nextPause(a); ok {
+		return act, true
+	}
+	for i := len(a.bindings) - 1; i >= 0; i-- {
+		if b := a.bindings[i]; b.state == BindingPaused {
+			return action{kind: actUnbind, protocol: b.protocol.name, target: b.target}, true
+		}
+	}
+	for i := len(a.filters) - 1; i >= 0; i-- {
+		if a.filters[i].state == FilterPaused {
+			return action{kind: actDetach, filter: i}, true
+		}
+	}
+	if a.state == StatePaused {
+		return action{kind: actHalt, halt: a.halt, why: a.cause}, true
+	}
+	if a.device && a.remove {
+		return action{kind: actRemoveDevice}, true
+	}
+	return action{}, false
+}
+
+// want is one binding that the configuration asks for.
+type want struct {
+	protocol *mProtocol
+	target   string
+}
+
+// wanted lists who is to be bound to a, in the order of the protocols. An
+// ndis5 bundle shows protocols its primary under the bundle's name, and hides
+// its secondaries whatever they are called by (B-5).
+func (m *machine) wanted(a *mAdapter) []want {
+	name := a.name
+	if b := m.bundleOf(a); b != nil && b.mode == BundleNDIS5 {
+		if b.primary != a.name {
+			return nil
+		}
+		name = b.name
+	}
+	var ws []want
+	for _, p := range m.protocols {
+		for _, t := range p.targets {
+			if t == name || t == a.name {
+				ws = append(ws, want{p, t})
+			}
+		}
+	}
+	return ws
+}
+
+// unwanted finds a binding whose protocol has left.
+func (m *machine) unwanted(a *mAdapter) *mBinding {
+	for i := len(a.bindings) - 1; i >= 0; i-- {
+		b := a.bindings[i]
+		if b.state != BindingUnbound && m.protocol(b.protocol.name) == nil {
+			return b
+		}
+	}
+	return nil
+}
+
+func (b *mBinding) leave() action {
+	if b.state == BindingRunning {
+		return action{kind: actPauseBinding, protocol: b.protocol.name, target: b.target}
+	}
+	return action{kind: actUnbind, protocol: b.protocol.name, target: b.target}
+}
+
+func (a *mAdapter) binding(p *mProtocol, target string) *mBinding {
+	for _, b := range a.bindings {
+		if b.protocol == p && b.target == target {
+			return b
+		}
+	}
+	return nil
+}
+
+func (a *mAdapter) bindingOf(act *action) *mBinding {
+	for _, b := range a.bindings {
+		if b.protocol.name == act.protocol && b.target == act.target {
+			return b
+		}
+	}
+	return nil
+}
+
+// began records that a call is under way.
+func (m *machine) began(a *mAdapter, act action) {
+	switch act.kind {
+	case actInitialize:
+		m.setState(a, StateInitializing, a.cause)
+	case actRestart:
+		m.setState(a, StateRestarting, a.cause)
+	case actPause:
+		m.setState(a, StatePausing, a.cause)
+	case actAttach:
+		a.filters[act.filter].state = FilterAttaching
+	case actRestartFilter:
+		a.filters[act.filter].state = FilterRestarting
+	case actPauseFilter:
+		a.filters[act.filter].state = FilterPausing
+	case actBind:
+		p := m.protocol(act.protocol)
+		b := a.binding(p, act.target)
+		if b == nil {
+			b = &mBinding{protocol: p, target: act.target}
+			a.bindings = append(a.bindings, b)
+		}
+		b.state = BindingOpening
+	case actRestartBinding:
+		a.bindingOf(&act).state = BindingRestarting
+	case actPauseBinding:
+		a.bindingOf(&act).state = BindingPausing
+	case actUnbind:
+		a.bindingOf(&act).state = BindingClosing
+	}
+}
+
+// done records how a call ended.
+func (m *machine) done(a *mAdapter, ev event) {
+	act, err := ev.action, ev.err
+	a.busy = false
+	if a.state == StateShutdown {
+		return
+	}
+	if errors.Is(err, ErrQuarantined) {
+		a.stuck = true
+		m.emit(action{kind: actClose, adapter: a.name, halt: HaltDeviceFailed})
+		m.event(Event{What: "adapter.quarantined", Adapter: a.name, Why: act.String() + " did not return"})
+		m.answer(a, err)
+		return
+	}
+	switch act.kind {
+	case actStartDevice:
+		if err != nil {
+			m.failStart(a, err)
+			return
+		}
+		a.device = true
+	case actInitialize:
+		if err != nil {
+			m.setState(a, StateHalted, err.Error())
+			m.failStart(a, err)
+			return
+		}
+		m.setState(a, StatePaused, "initialized")
+		a.link = ev.link
+		a.initialized = true
+	case actAttach:
+		f := a.filters[act.filter]
+		f.state = FilterPaused
+		if err != nil {
+			f.state, f.failed = FilterDetached, true
+			m.filterFailed(a, f, err)
+		}
+	case actRestart:
+		if err != nil {
+			m.setState(a, StatePaused, err.Error())
+			if a.goal == goalUp {
+				m.answer(a, err)
+				m.down(a, HaltDeviceFailed, event{why: err.Error()})
+				a.remove = true
+			}
+			return
+		}
+		m.setState(a, StateRunning, a.cause)
+	case actRestartFilter:
+		f := a.filters[act.filter]
+		f.state = FilterRunning
+		if err != nil {
+			f.state, f.failed = FilterPaused, true
+			m.filterFailed(a, f, err)
+		}
+	case actPauseFilter:
+		a.filters[act.filter].state = FilterPaused
+	case actDetach:
+		a.filters[act.filter].state = FilterDetached
+	case actPause:
+		m.setState(a, StatePaused, a.cause)
+	case actBind:
+		b := a.bindingOf(act)
+		if err != nil {
+			b.state, b.failed = BindingUnbound, true
+			m.event(Event{What: "binding.failed", Adapter: a.name, Protocol: act.protocol, Why: err.Error()})
+			return
+		}
+		b.state = BindingPaused
+		m.event(Event{What: "binding.bound", Adapter: a.name, Protocol: act.protocol, Why: a.cause})
+	case actRestartBinding:
+		b := a.bindingOf(act)
+		b.state = BindingRunning
+		if err != nil {
+			b.state, b.failed = BindingPaused, true
+			m.event(Event{What: "binding.failed", Adapter: a.name, Protocol: act.protocol, Why: err.Error()})
+			b.state = BindingRunning // it may receive; what it does with it is its own affair
+		}
+	case actPauseBinding:
+		a.bindingOf(act).state = BindingPaused
+	case actUnbind:
+		a.dropBinding(act)
+		m.event(Event{What: "binding.unbound", Adapter: a.name, Protocol: act.protocol, Why: a.cause})
+	case actHalt:
+		a.lastHalt = act.halt
+		m.event(Event{What: "adapter.halt", Adapter: a.name, To: act.halt.String(), Why: a.cause})
+		m.setState(a, StateHalted, act.halt.String())
+	case actRemoveDevice:
+		a.device = false
+	}
+}
+
+func (a *mAdapter) dropBinding(act *action) {
+	for i, b := range a.bindings {
+		if b.protocol.name == act.protocol && b.target == act.target {
+			a.bindings = append(a.bindings[:i:i], a.bindings[i+1:]...)
+			return
+		}
+	}
+}
+
+// failStart ends a start that never got to an initialised adapter: no halt, no
+// binding, only the device is given back (S-6, C-11, C-63).
+func (m *machine) failStart(a *mAdapter, err error) {
+	m.event(Event{What: "adapter.start-failed", Adapter: a.name, Why: err.Error()})
+	if a.goal != goalUp && a.goal != goalPause {
+		return // it is leaving anyway
+	}
+	m.answer(a, err)
+	a.goal, a.halt, a.remove, a.forget = goalDown, HaltNone, true, false
+	// A device that vanished again between its arrival and our start may come
+	// back once more; at the first start the operator is there to see.
+	a.await = a.initialized && errors.Is(err, ErrDeviceAbsent)
+	a.cause = err.Error()
+}
+
+func (m *machine) filterFailed(a *mAdapter, f *mFilter, err error) {
+	m.event(Event{What: "filter.failed", Adapter: a.name, To: f.name, Why: err.Error()})
+	if !f.mandatory || a.goal != goalUp {
+		return
+	}
+	err = fmt.Errorf("adapter %s: mandatory filter %s: %w", a.name, f.name, err)
+	m.answer(a, err)
+	m.down(a, HaltInitFailed, event{why: err.Error()})
+	a.remove = true
+}
+
+// bindsComplete tells each protocol, once, that it has seen all its adapters.
+func (m *machine) bindsComplete() {
+	for _, p := range m.protocols {
+		if p.complete || len(p.targets) == 0 {
+			continue
+		}
+		all := true
+		for _, t := range p.targets {
+			if !m.settled(p, t) {
+				all = false
+				break
+			}
+		}
+		if all {
+			p.complete = true
+			m.emit(action{kind: actBindsComplete, protocol: p.name})
+		}
+	}
+}
+
+// settled reports whether target has been offered to p and is running.
+func (m *machine) settled(p *mProtocol, target string) bool {
+	a := m.adapter(target)
+	if b := m.bundle(target); b != nil && b.mode == BundleNDIS5 {
+		a = m.adapter(b.primary)
+	}
+	if a == nil || a.busy || a.goal != goalUp {
+		return false
+	}
+	b := a.binding(p, target)
+	return b != nil && (b.state == BindingRunning || b.failed)
+}

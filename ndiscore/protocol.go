@@ -1,0 +1,135 @@
+package ndiscore
+
+import (
+	"context"
+	"sync/atomic"
+)
+
+// Protocol is an upper user of adapters: the router, a bridge's lower edge, a
+// prober (a protocol driver). The core serialises Bind, Unbind and Event per
+// binding; Receive, Status and SendComplete come on the packet path, several at
+// once, and must not block.
+type Protocol interface {
+	// Bind offers an adapter (ProtocolBindAdapterEx). On success the binding is
+	// Paused: it may be asked about its adapter, not sent on. An error leaves
+	// the adapter unbound.
+	Bind(ctx context.Context, b *Binding) error
+	// Unbind ends it (ProtocolUnbindAdapterEx), always from Paused. When it
+	// returns the protocol uses b no more. It cannot fail.
+	Unbind(ctx context.Context, b *Binding)
+	// Event tells what happens to a binding, or with a nil binding to all of
+	// the protocol (ProtocolNetPnPEvent). After EventPause returns the protocol
+	// starts no sends and holds no received batch.
+	Event(ctx context.Context, b *Binding, ev NetEvent) error
+	// Receive hands over received frames (ProtocolReceiveNetBufferLists). A
+	// borrowed batch is lent for the call; any other must be given back with
+	// b.Return, exactly once. For each frame the protocol says what became of
+	// it: Frame.Deliver, Forward or Drop; silence counts as DropNoReceiver.
+	Receive(b *Binding, batch *Batch)
+	// SendComplete gives back a batch that was sent and not borrowed.
+	SendComplete(b *Binding, batch *Batch)
+	// Status tells of a status indication from below (ProtocolStatusEx).
+	Status(b *Binding, s Status)
+}
+
+// NetEvent is a notice to a protocol (NET_PNP_EVENT).
+type NetEvent uint8
+
+// The events raised so far.
+const (
+	EventPause         NetEvent = iota + 1 // stop sending, return what is held
+	EventRestart                           // data may flow
+	EventBindsComplete                     // no binding: every adapter present was offered
+)
+
+// String is the event as traces name it.
+func (e NetEvent) String() string {
+	switch e {
+	case EventPause:
+		return "Pause"
+	case EventRestart:
+		return "Restart"
+	case EventBindsComplete:
+		return "BindsComplete"
+	}
+	return "invalid"
+}
+
+// ProtocolSpec is one protocol driver and where it wants to be bound.
+type ProtocolSpec struct {
+	Name     string
+	Protocol Protocol
+	// Targets are the adapters, bundles or bridges to bind to, in order of
+	// preference.
+	Targets []string
+}
+
+// Binding is one protocol attached to one adapter. Its states are those of
+// BindingState; the core moves it.
+type Binding struct {
+	core     *Core
+	slot     *slot
+	protocol *protocol
+	target   string
+
+	open    atomic.Bool   // receives may be delivered: from Bind's success to Unbind
+	running atomic.Bool   // sends may be passed down: from EventRestart to EventPause
+	filter  atomic.Uint32 // PacketFilter
+	context any           // the protocol's own; set during Bind only
+}
+
+// Adapter is the name of the adapter bound to.
+func (b *Binding) Adapter() string { return b.slot.name }
+
+// Target is the name under which the protocol asked for it: the adapter's, or
+// that of an ndis5 bundle whose primary it is.
+func (b *Binding) Target() string { return b.target }
+
+// Attributes is what the adapter states of itself, with its link as last
+// indicated.
+func (b *Binding) Attributes() Attributes { return b.slot.attributes() }
+
+// SetContext keeps the protocol's own data with the binding; only during Bind.
+func (b *Binding) SetContext(v any) { b.context = v }
+
+// Context is what SetContext kept.
+func (b *Binding) Context() any { return b.context }
+
+// Usable reports whether a Send would reach the adapter now.
+func (b *Binding) Usable() bool {
+	if !b.running.Load() {
+		return false
+	}
+	p := b.slot.path.Load()
+	return p.txClosed == DropNone
+}
+
+// SetPacketFilter says which frames this binding wants
+// (OID_GEN_CURRENT_PACKET_FILTER); until then, none. The adapter gets the union
+// over its bindings. Not for the packet path; legal during Bind.
+func (b *Binding) SetPacketFilter(ctx context.Context, f PacketFilter) error {
+	b.filter.Store(uint32(f))
+	return b.slot.updateFilter(ctx)
+}
+
+// Send passes batch down to the adapter (NdisSendNetBufferLists). batch.Worker
+// must be the worker on whose goroutine the caller runs. A borrowed batch is
+// the caller's again when Send returns; any other when SendComplete brings it
+// back, which may be before Send returns. batch.Status tells of each frame.
+func (b *Binding) Send(batch *Batch) {
+	batch.origin = b
+	if !b.running.Load() {
+		b.slot.rejectSend(batch, DropPaused)
+		return
+	}
+	b.slot.send(batch)
+}
+
+// Return gives back a received batch that was not borrowed
+// (NdisReturnNetBufferLists).
+func (b *Binding) Return(batch *Batch) { b.slot.giveBack(batch) }
+
+// Request asks the adapter below for one property. Not for the packet path.
+func (b *Binding) Request(ctx context.Context, req *OIDRequest) error {
+	return b.slot.request(ctx, req)
+}

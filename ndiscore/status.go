@@ -1,0 +1,64 @@
+package ndiscore
+
+// Status is an unsolicited notice that travels up from an adapter
+// (NDIS_STATUS_INDICATION): LinkState or NetworkChange.
+type Status interface{ status() }
+
+// MediaState says whether a link is there (NET_IF_MEDIA_CONNECT_STATE).
+type MediaState uint8
+
+// Media states. Unknown counts as disconnected.
+const (
+	MediaUnknown MediaState = iota
+	MediaConnected
+	MediaDisconnected
+)
+
+// String names m as events print it.
+func (m MediaState) String() string {
+	switch m {
+	case MediaConnected:
+		return "connected"
+	case MediaDisconnected:
+		return "disconnected"
+	}
+	return "unknown"
+}
+
+// MarshalText makes a MediaState print as its name in JSON.
+func (m MediaState) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// LinkState is the state of an adapter's link (NDIS_STATUS_LINK_STATE). A
+// repetition of the same content is not passed on.
+type LinkState struct {
+	Media MediaState `json:"media"`
+	Speed uint64     `json:"speed_bits"` // bit/s, 0 when unknown
+	Why   string     `json:"why"`        // what was seen: "carrier lost", "ENETDOWN on send"
+}
+
+// Connected reports whether frames can be expected to pass.
+func (l LinkState) Connected() bool { return l.Media == MediaConnected }
+
+func (l LinkState) same(o LinkState) bool { return l.Media == o.Media && l.Speed == o.Speed }
+
+// NetworkChange says that the network behind the adapter may be another one
+// (NDIS_STATUS_NETWORK_CHANGE): after a failover, everybody above announces the
+// addresses that live behind it, so that the switches outside learn the new way.
+type NetworkChange struct {
+	Why string
+}
+
+func (LinkState) status()     {}
+func (NetworkChange) status() {}
+
+// OperStatus is the state of an adapter as RFC 2863 names it, derived by the
+// core alone (NDIS_STATUS_OPER_STATUS).
+type OperStatus string
+
+// The operational states that occur.
+const (
+	OperUp         OperStatus = "up"
+	OperDown       OperStatus = "down"
+	OperDormant    OperStatus = "dormant"    // initialised and paused
+	OperNotPresent OperStatus = "notPresent" // no device
+)

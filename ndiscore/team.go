@@ -1,0 +1,287 @@
+package ndiscore
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// team is an intermediate driver: a protocol bound to each member below, and a
+// virtual miniport above to which protocols bind once and for all. What goes
+// down leaves through the active member; what comes up is taken from it alone.
+//
+// A failover is one compare-and-swap of active, made by whoever sees the
+// failure first: the member's receive goroutine, its link watcher, a sender, or
+// the control side. The control side then tells the world.
+type team struct {
+	core    *Core
+	name    string
+	attrs   Attributes
+	members []*teamMember
+
+	handle atomic.Pointer[AdapterHandle]
+	active atomic.Pointer[teamSet]
+
+	moves struct {
+		sync.Mutex // a leaf; taken once per failover
+		made       []move
+	}
+}
+
+type teamMember struct {
+	index   int
+	name    string
+	binding atomic.Pointer[Binding] // nil while unbound
+	up      atomic.Bool             // link connected
+}
+
+// move is a failover that the data path made.
+type move struct {
+	to    int
+	epoch uint64
+	why   string
+}
+
+var (
+	_ Adapter  = (*team)(nil)
+	_ Protocol = (*team)(nil)
+)
+
+func newTeam(c *Core, spec BundleSpec) *team {
+	mtu := spec.MTU
+	if mtu == 0 {
+		mtu = 1500
+	}
+	t := &team{core: c, name: spec.Name, attrs: Attributes{
+		MAC: spec.MAC, MTU: mtu, Link: LinkState{Media: MediaDisconnected, Why: "no member yet"},
+		Transmit: CapAll, Receive: CapAll, Device: spec.Name,
+	}}
+	for i, n := range spec.Members {
+		t.members = append(t.members, &teamMember{index: i, name: n})
+	}
+	t.active.Store(&teamSet{member: -1, overlap: -1})
+	return t
+}
+
+// Kind names the virtual miniport's driver.
+func (t *team) Kind() string { return "team" }
+
+// --- The virtual miniport above ---------------------------------------------
+
+func (t *team) Initialize(_ context.Context, h AdapterHandle) (Attributes, error) {
+	t.handle.Store(&h)
+	a := t.attrs
+	if t.active.Load().member >= 0 {
+		a.Link = LinkState{Media: MediaConnected, Why: "a member is active"}
+	}
+	return a, nil
+}
+
+func (t *team) Restart(context.Context) error    { return nil }
+func (t *team) Pause(context.Context)            {}
+func (t *team) Halt(context.Context, HaltAction) { t.handle.Store(nil) }
+
+func (t *team) Return(*Batch) {} // what it indicates is always borrowed
+
+// Request answers for the team; members are asked by their own bindings.
+func (t *team) Request(_ context.Context, req *OIDRequest) error {
+	switch {
+	case req.ID == OIDGenCurrentPacketFilter && req.Kind == OIDSet:
+		return nil // members are promiscuous: the team's address is not theirs
+	case req.ID == OIDGenLinkState && req.Kind == OIDQuery:
+		req.Data = t.attrs.Link
+		return nil
+	}
+	return ErrInvalidOID
+}
+
+// Send passes b to the active member. A member found unusable is left for its
+// successor at once, before any frame is lost on it.
+func (t *team) Send(b *Batch) {
+	for {
+		set := t.active.Load()
+		if set.member < 0 {
+			t.refuse(b, DropNoMember)
+			return
+		}
+		m := t.members[set.member]
+		lower := m.binding.Load()
+		if lower == nil || !lower.Usable() {
+			if t.failAway(set.member, m.name+": closed when a frame was to be sent") {
+				continue
+			}
+			t.refuse(b, DropNoMember)
+			return
+		}
+		if b.Borrowed {
+			lower.Send(b)
+			return
+		}
+		// A kept batch stays the team's until its frames are out: lend it on.
+		lent := b.Worker.Scratch()
+		lent.Frames = append(lent.Frames, b.Frames...)
+		lower.Send(lent)
+		copy(b.Status[:], lent.Status[:len(b.Frames)])
+		b.Worker.Done(lent)
+		(*t.handle.Load()).SendComplete(b)
+		return
+	}
+}
+
+func (t *team) refuse(b *Batch, r DropReason) {
+	for i := range b.Frames {
+		b.Status[i] = r
+	}
+	if !b.Borrowed {
+		(*t.handle.Load()).SendComplete(b)
+	}
+}
+
+// --- The protocol below -------------------------------------------------------
+
+func (t *team) Bind(ctx context.Context, b *Binding) error {
+	for _, m := range t.members {
+		if m.name == b.Adapter() {
+			b.SetContext(m)
+			m.up.Store(b.Attributes().Link.Connected())
+			m.binding.Store(b)
+			return b.SetPacketFilter(ctx, FilterPromiscuous)
+		}
+	}
+	return ErrNotAccepted
+}
+
+func (t *team) Unbind(_ context.Context, b *Binding) {
+	b.Context().(*teamMember).binding.Store(nil)
+}
+
+// Event needs nothing done: the machine knows the states of the bindings, and
+// has moved the team away before it pauses the active one.
+func (t *team) Event(_ context.Context, b *Binding, ev NetEvent) error {
+	if ev == EventRestart {
+		m := b.Context().(*teamMember)
+		m.up.Store(b.Attributes().Link.Connected())
+	}
+	return nil
+}
+
+func (t *team) Receive(b *Binding, batch *Batch) {
+	m := b.Context().(*teamMember)
+	h := t.handle.Load()
+	set := t.active.Load()
+	switch {
+	case h == nil:
+		batch.DropAll(DropPaused)
+	case m.index == set.member:
+		t.indicate(*h, b, batch, batch.Frames)
+	case m.index == set.overlap:
+		t.receiveOverlap(*h, b, batch)
+	default:
+		// Not DropAll on what a prober has taken: its fate outranks ours.
+		batch.DropAll(DropInactive)
+	}
+	if !batch.Borrowed {
+		b.Return(batch)
+	}
+}
+
+// indicate passes frames up, always lent: the batch stays the member's.
+func (t *team) indicate(h AdapterHandle, _ *Binding, batch *Batch, frames []*Frame) {
+	if batch.Borrowed && len(frames) == len(batch.Frames) {
+		h.IndicateReceive(batch)
+		return
+	}
+	lent := batch.Worker.Scratch()
+	lent.Frames = append(lent.Frames, frames...)
+	h.IndicateReceive(lent)
+	batch.Worker.Done(lent)
+}
+
+// receiveOverlap takes, from the member just left, what was still under way:
+// unicast frames, unless they are our own come back.
+func (t *team) receiveOverlap(h AdapterHandle, _ *Binding, batch *Batch) {
+	lent := batch.Worker.Scratch()
+	for _, f := range batch.Frames {
+		switch {
+		case f.Src() == t.attrs.MAC:
+			f.Drop(DropReflection)
+		case f.Dst().IsGroup():
+			f.Drop(DropInactive)
+		default:
+			lent.Append(f)
+		}
+	}
+	if len(lent.Frames) > 0 {
+		h.IndicateReceive(lent)
+	}
+	batch.Worker.Done(lent)
+}
+
+func (t *team) SendComplete(*Binding, *Batch) {} // what it sends is always borrowed
+
+// Status hears of a member's link on the goroutine that saw it.
+func (t *team) Status(b *Binding, s Status) {
+	l, ok := s.(LinkState)
+	if !ok {
+		return
+	}
+	m := b.Context().(*teamMember)
+	m.up.Store(l.Connected())
+	if !l.Connected() {
+		t.failAway(m.index, m.name+": "+l.Why)
+	}
+}
+
+// --- Failover --------------------------------------------------------------------
+
+// failAway leaves member for the first usable successor and reports whether
+// another member is active now. It does nothing if member is not active, or if
+// the control side has said that a link that is down is not to be left at once
+// (a down_delay leaves no successors).
+func (t *team) failAway(member int, why string) bool {
+	for {
+		cur := t.active.Load()
+		if cur.member != member {
+			return cur.member >= 0
+		}
+		next := teamSet{epoch: cur.epoch + dataPathEpoch, member: -1, overlap: -1}
+		for i, s := range cur.successors {
+			m := t.members[s]
+			if b := m.binding.Load(); b != nil && b.Usable() && m.up.Load() {
+				next.member = s
+				next.successors = cur.successors[i+1:]
+				break
+			}
+		}
+		if next.member < 0 {
+			return false // the control side decides
+		}
+		if t.active.CompareAndSwap(cur, &next) {
+			t.moves.Lock()
+			t.moves.made = append(t.moves.made, move{next.member, next.epoch, why})
+			t.moves.Unlock()
+			t.core.poke()
+			return true
+		}
+	}
+}
+
+// takeMoves returns the failovers made since it was last called.
+func (t *team) takeMoves() []move {
+	t.moves.Lock()
+	defer t.moves.Unlock()
+	made := t.moves.made
+	t.moves.made = nil
+	return made
+}
+
+// publish sets what the control side decided, unless the data path has moved
+// since: then news of that is on its way, and leads to a new decision.
+func (t *team) publish(set teamSet) {
+	cur := t.active.Load()
+	if cur.epoch != set.epoch {
+		return
+	}
+	set.epoch++
+	t.active.CompareAndSwap(cur, &set)
+}

@@ -1,0 +1,30 @@
+// Package policy decides which member of a bundle is active. It implements
+// ndiscore.Decider; the core gathers the evidence, asks, and acts.
+//
+//	evidence (ndiscore.BundleView)  →  verdict per member  →  active member, successors, when to look again
+//
+// A decision is a pure function: no clock, no memory, no I/O. Everything it may
+// rest on is in the view, time included, so a decision can be replayed from a
+// log and tested without waiting.
+//
+// Rules of ActiveBackup, the only decider so far:
+//
+//   - A member is alive when it is running, not leaving, and its link is
+//     connected. Its recovery is the later of the moment it came alive and its
+//     last failure.
+//   - The active member is left as soon as it is not alive; only a lost link is
+//     tolerated, for DownDelay. What probes say does not take down an active
+//     member: an unanswered probe on the path in use is for now evidence only.
+//   - A standby is held, though alive, until UpDelay and Hold have passed since
+//     its recovery, until a probe has been answered since then (where a prober
+//     watches), and while its probes are lost.
+//   - When the active member is left, the first standby that is not held
+//     follows; when all are held, the first that is alive. When nothing is
+//     active, delays and the fail-back policy are ignored: any path is better
+//     than none, and the first in order of preference wins that shows no sign
+//     of failure.
+//   - Fail-back goes to the most preferred member that stands before the active
+//     one and is not held: always, only if its link is faster, or never.
+//   - A verdict that rests on probes while our own scheduler was late is
+//     inconclusive: it neither condemns a member nor moves traffic to it.
+package policy
