@@ -265,7 +265,13 @@ func (m *machine) evaluateNDIS5(b *mBundle) bool {
 		if a == nil || a.goal != goalUp || a.surprise || a.stuck {
 			continue
 		}
-		if a.state == StateRunning || was == "" && a.state == StatePaused {
+		if a.state != StateRunning && (was != "" || a.state != StatePaused) {
+			continue
+		}
+		if b.primary == "" {
+			b.primary = n
+		}
+		if a.link.Connected() { // rather one with a link, else the first
 			b.primary = n
 			break
 		}
@@ -431,8 +437,14 @@ func (m *machine) moved(ev event) {
 	b.set.member, b.set.epoch, b.set.overlap = ev.member, ev.epoch, -1
 	b.set.successors = nil // unknown until published anew
 	m.activeChanged(b, from, ev.member, ev.why)
+	if a := m.adapter(b.memberName(from)); a != nil && from != ev.member {
+		// It failed, however short: it has to prove itself from now on.
+		a.usable, a.usableSince = false, m.now
+		a.failures++
+		a.lastFailure = m.now
+	}
 	m.teamLink(b, ev.why)
-	if ev.member >= 0 {
+	if ev.member >= 0 && from != ev.member {
 		m.announce(b, ev.why)
 	}
 }

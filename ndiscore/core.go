@@ -219,11 +219,6 @@ func (c *Core) answer(id int, err error) {
 
 // collect turns what the data path marked into events.
 func (c *Core) collect() {
-	for _, t := range c.teams {
-		for _, n := range t.takeMoves() {
-			c.step(event{kind: evMoved, adapter: t.name, member: n.to, epoch: n.epoch, why: n.why})
-		}
-	}
 	for _, name := range slices.Clone(c.order) {
 		s := c.slots[name]
 		if s == nil {
@@ -239,6 +234,12 @@ func (c *Core) collect() {
 		}
 		if why := s.removing.Load(); why != nil && s.removed.CompareAndSwap(false, true) {
 			c.step(event{kind: evRemoveMiniport, adapter: name, why: *why})
+		}
+	}
+	// After what the members had to say, so that the machine knows why.
+	for _, t := range c.teams {
+		for _, n := range t.takeMoves() {
+			c.step(event{kind: evMoved, adapter: t.name, member: n.to, epoch: n.epoch, why: n.why})
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package ndiscore
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -299,9 +300,12 @@ type mAdapter struct {
 	waiters     []waiter
 }
 
+// waiter is an operation that is answered when its adapter reaches goal: with
+// err, if that is set, however well that goes.
 type waiter struct {
 	reply int
 	goal  goal
+	err   error
 }
 
 func (m *machine) adapter(name string) *mAdapter {
@@ -474,7 +478,7 @@ func (m *machine) redirect(a *mAdapter, g goal, ev event) {
 	a.waiters = keep
 	a.goal, a.cause = g, ev.why
 	if ev.reply != 0 {
-		a.waiters = append(a.waiters, waiter{ev.reply, g})
+		a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: g})
 	}
 }
 
@@ -483,7 +487,7 @@ func (m *machine) redirect(a *mAdapter, g goal, ev event) {
 func (m *machine) down(a *mAdapter, why HaltAction, ev event) {
 	if a.goal == goalDown {
 		if ev.reply != 0 {
-			a.waiters = append(a.waiters, waiter{ev.reply, goalDown})
+			a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: goalDown})
 		}
 		return
 	}
@@ -508,9 +512,17 @@ func (m *machine) surprise(a *mAdapter, ev event) {
 // answer tells everybody who waits for a's goal.
 func (m *machine) answer(a *mAdapter, err error) {
 	for _, w := range a.waiters {
-		m.reply(w.reply, err)
+		m.reply(w.reply, cmp.Or(w.err, err))
 	}
 	a.waiters = nil
+}
+
+// failed has everybody who waits for a told err, once what was half done has
+// been undone.
+func (m *machine) failed(a *mAdapter, err error) {
+	for i := range a.waiters {
+		a.waiters[i].goal, a.waiters[i].err = goalDown, err
+	}
 }
 
 // advance performs what a needs next and reports whether anything changed.
@@ -801,7 +813,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 		if err != nil {
 			m.setState(a, StatePaused, err.Error())
 			if a.goal == goalUp {
-				m.answer(a, err)
+				m.failed(a, err)
 				m.down(a, HaltDeviceFailed, event{why: err.Error()})
 				a.remove = true
 			}
@@ -868,7 +880,7 @@ func (m *machine) failStart(a *mAdapter, err error) {
 	if a.goal != goalUp && a.goal != goalPause {
 		return // it is leaving anyway
 	}
-	m.answer(a, err)
+	m.failed(a, err)
 	a.goal, a.halt, a.remove, a.forget = goalDown, HaltNone, true, false
 	// A device that vanished again between its arrival and our start may come
 	// back once more; at the first start the operator is there to see.
@@ -882,7 +894,7 @@ func (m *machine) filterFailed(a *mAdapter, f *mFilter, err error) {
 		return
 	}
 	err = fmt.Errorf("adapter %s: mandatory filter %s: %w", a.name, f.name, err)
-	m.answer(a, err)
+	m.failed(a, err)
 	m.down(a, HaltInitFailed, event{why: err.Error()})
 	a.remove = true
 }

@@ -1,0 +1,271 @@
+package bridge
+
+import (
+	"math/bits"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+const (
+	// ways is how many entries share a set: eight words are one cache line.
+	ways = 8
+	// localPort marks the bridge's own address in an entry.
+	localPort = 0xffff
+	// noSlot: the address is not in the table.
+	noSlot = -1
+
+	portBits = 16
+	portMask = 1<<portBits - 1
+)
+
+// fdb is the forwarding database: a set-associative table, read without locks.
+//
+// An entry is one word, the address in its upper 48 bits and the port in its
+// lower 16, so that a reader never sees half an entry; zero is a free place,
+// which no address can be mistaken for, since the zero address is never
+// learned. When an address was last seen stands in a parallel array, in
+// milliseconds of a coarse clock, and is written only when it changes: on most
+// frames nothing is written at all.
+//
+// Each address may stand in either of two sets, and goes into the emptier one
+// (two-choice hashing): at half load, where the bound keeps the table, a set of
+// eight practically never overflows.
+type fdb struct {
+	words  []atomic.Uint64
+	stamps []atomic.Uint32
+	mask   uint64 // sets - 1
+	seed   uint64 // so that nobody outside can aim at one set
+	limit  int64
+	now    atomic.Uint32 // coarse clock, ms since the start; wraps
+
+	entries atomic.Int64  // without local ones; changed under mu
+	refused atomic.Uint64 // not learned for want of room
+	isFull  atomic.Bool   // since a refusal, until there is room again
+
+	mu             sync.Mutex // held by who learns, moves or deletes; a leaf
+	learned, moved atomic.Uint64
+	aged, flushed  atomic.Uint64
+}
+
+func newFDB(limit int) *fdb {
+	sets := 1 << bits.Len(uint(max(2*limit/ways, 2)-1))
+	return &fdb{
+		words:  make([]atomic.Uint64, sets*ways),
+		stamps: make([]atomic.Uint32, sets*ways),
+		mask:   uint64(sets - 1),
+		seed:   rand.Uint64(),
+		limit:  int64(limit),
+	}
+}
+
+// sets returns the first places of the two sets where key may stand.
+func (t *fdb) sets(key uint64) (int, int) {
+	h := (key ^ t.seed) * 0x9e3779b97f4a7c15
+	h ^= h >> 32
+	h *= 0xd6e8feb86659fd93
+	h ^= h >> 32
+	a := h & t.mask
+	b := h >> 32 & t.mask
+	if a == b {
+		b ^= 1
+	}
+	return int(a) * ways, int(b) * ways
+}
+
+// find returns where key stands, and its port.
+func (t *fdb) find(key uint64) (slot int, port uint16) {
+	a, b := t.sets(key)
+	if slot, port = t.findIn(a, key); slot == noSlot {
+		slot, port = t.findIn(b, key)
+	}
+	return slot, port
+}
+
+func (t *fdb) findIn(first int, key uint64) (int, uint16) {
+	set := t.words[first : first+ways : first+ways]
+	for i := range set {
+		if w := set[i].Load(); w>>portBits == key {
+			return first + i, uint16(w)
+		}
+	}
+	return noSlot, 0
+}
+
+// seen refreshes the entry in slot.
+func (t *fdb) seen(slot int, now uint32) {
+	if s := &t.stamps[slot]; s.Load() != now {
+		s.Store(now)
+	}
+}
+
+// learn enters key with port, or moves it there. in must still be up, checked
+// under the mutex: what arrives while a port is being flushed must not be
+// learned on it again.
+func (t *fdb) learn(key uint64, in *port, now uint32) {
+	slot, _ := t.find(key)
+	if slot == noSlot && t.entries.Load() >= t.limit {
+		t.refuse() // without the mutex: a flood of new addresses must not queue up here
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !in.up.Load() {
+		return
+	}
+	if slot, old := t.find(key); slot != noSlot {
+		if old != in.id && old != localPort {
+			t.words[slot].Store(key<<portBits | uint64(in.id))
+			t.moved.Add(1)
+		}
+		t.seen(slot, now)
+		return
+	}
+	slot = t.free(key)
+	if slot == noSlot || t.entries.Load() >= t.limit {
+		t.refuse()
+		return
+	}
+	t.stamps[slot].Store(now)
+	t.words[slot].Store(key<<portBits | uint64(in.id))
+	t.entries.Add(1)
+	t.learned.Add(1)
+}
+
+func (t *fdb) refuse() {
+	t.refused.Add(1)
+	if !t.isFull.Load() {
+		t.isFull.Store(true)
+	}
+}
+
+// free finds a place for key in the emptier of its sets; mu must be held.
+func (t *fdb) free(key uint64) int {
+	a, b := t.sets(key)
+	slotA, freeA := t.room(a)
+	slotB, freeB := t.room(b)
+	if freeB > freeA {
+		return slotB
+	}
+	return slotA
+}
+
+func (t *fdb) room(first int) (slot, free int) {
+	slot = noSlot
+	for i := first; i < first+ways; i++ {
+		if t.words[i].Load() == 0 {
+			slot = i
+			free++
+		}
+	}
+	return slot, free
+}
+
+// setLocal enters the bridge's own address, which neither ages nor moves.
+func (t *fdb) setLocal(key uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.words[t.free(key)].Store(key<<portBits | localPort)
+}
+
+// expire deletes what has not been seen for age.
+func (t *fdb) expire(age time.Duration) {
+	now, limit := t.now.Load(), uint32(age.Milliseconds())
+	old := func(slot int) bool {
+		// A worker that still uses the coarse time before the last tick may
+		// stamp an entry older, never newer, than now.
+		return now-t.stamps[slot].Load() >= limit
+	}
+	for i := range t.words {
+		w := t.words[i].Load()
+		if w == 0 || w&portMask == localPort || !old(i) {
+			continue
+		}
+		t.mu.Lock()
+		if t.words[i].Load() == w && old(i) {
+			t.words[i].Store(0)
+			t.entries.Add(-1)
+			t.aged.Add(1)
+		}
+		t.mu.Unlock()
+	}
+}
+
+// flush deletes what was learned on port id, and reports how much. To keep the
+// port from being learned again at the same time, take it down first.
+func (t *fdb) flush(id uint16) (n int) {
+	// Whoever is learning now may still have seen the port up: let it finish
+	// before looking.
+	t.mu.Lock()
+	t.mu.Unlock() //nolint:staticcheck // an empty section on purpose
+	for i := range t.words {
+		w := t.words[i].Load()
+		if w == 0 || w&portMask != uint64(id) {
+			continue
+		}
+		t.mu.Lock()
+		if t.words[i].Load() == w {
+			t.words[i].Store(0)
+			t.entries.Add(-1)
+			t.flushed.Add(1)
+			n++
+		}
+		t.mu.Unlock()
+	}
+	return n
+}
+
+// roomAgain ends an episode of fullness once a tenth of the table is free, and
+// reports whether it did.
+func (t *fdb) roomAgain() bool {
+	if t.entries.Load() > t.limit-(t.limit+9)/10 {
+		return false
+	}
+	return t.isFull.CompareAndSwap(true, false)
+}
+
+// next returns the first learned entry at or after slot from.
+func (t *fdb) next(from int) (slot int, key uint64, port uint16) {
+	for i := from; i < len(t.words); i++ {
+		if w := t.words[i].Load(); w != 0 && w&portMask != localPort {
+			return i, w >> portBits, uint16(w)
+		}
+	}
+	return noSlot, 0, 0
+}
+
+// FDBEntry is one address that the bridge knows.
+type FDBEntry struct {
+	MAC   ndiscore.MAC `json:"mac"`
+	Port  string       `json:"port"`
+	Age   int          `json:"age_seconds"` // since a frame from it was seen
+	Local bool         `json:"local"`       // the bridge's own
+}
+
+// list returns the entries in order of address; names gives the ports' names.
+func (t *fdb) list(names []string, local string) []FDBEntry {
+	now := t.now.Load()
+	var all []FDBEntry
+	for i := range t.words {
+		w := t.words[i].Load()
+		if w == 0 {
+			continue
+		}
+		e := FDBEntry{MAC: macOf(w >> portBits), Port: local, Local: true}
+		if id := w & portMask; id != localPort {
+			e.Port, e.Local = names[id], false
+			e.Age = int(max(int32(now-t.stamps[i].Load()), 0) / 1000)
+		}
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b FDBEntry) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
+	return all
+}
+
+func macOf(key uint64) ndiscore.MAC {
+	return ndiscore.MAC{byte(key >> 40), byte(key >> 32), byte(key >> 24), byte(key >> 16), byte(key >> 8), byte(key)}
+}
