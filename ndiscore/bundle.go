@@ -152,8 +152,9 @@ type BundleSpec struct {
 	UpDelay   time.Duration
 	DownDelay time.Duration
 	NeedProof bool // a prober is configured
-	MAC       MAC  // of a team's virtual adapter
-	MTU       int  // of a team's virtual adapter
+	MAC       MAC  // of a team's virtual adapter; zero: its first member's
+	MTU       int  // of a team's virtual adapter; 0: the smallest of its members'
+
 }
 
 // failbackOverlap is how long a team keeps delivering unicast that arrives on

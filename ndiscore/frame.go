@@ -1,6 +1,7 @@
 package ndiscore
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"sync/atomic"
 )
@@ -49,6 +50,19 @@ func (m MAC) String() string {
 		b = append(b, hex[v>>4], hex[v&15])
 	}
 	return string(b)
+}
+
+// LocalMAC derives a locally administered unicast address from parts: the same
+// parts give the same address, on every start.
+func LocalMAC(parts ...string) MAC {
+	h := sha256.New()
+	for _, p := range parts {
+		h.Write([]byte(p))
+		h.Write([]byte{0})
+	}
+	m := MAC(h.Sum(nil)[:6])
+	m[0] = m[0]&^1 | 2
+	return m
 }
 
 // MarshalText makes a MAC print as text in JSON.

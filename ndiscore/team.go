@@ -1,7 +1,9 @@
 package ndiscore
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 )
@@ -48,12 +50,8 @@ var (
 )
 
 func newTeam(c *Core, spec BundleSpec) *team {
-	mtu := spec.MTU
-	if mtu == 0 {
-		mtu = 1500
-	}
 	t := &team{core: c, name: spec.Name, attrs: Attributes{
-		MAC: spec.MAC, MTU: mtu, Link: LinkState{Media: MediaDisconnected, Why: "no member yet"},
+		MAC: spec.MAC, MTU: spec.MTU, Link: LinkState{Media: MediaDisconnected, Why: "no member yet"},
 		Transmit: CapAll, Receive: CapAll, Device: spec.Name,
 	}}
 	for i, n := range spec.Members {
@@ -68,9 +66,31 @@ func (t *team) Kind() string { return "team" }
 
 // --- The virtual miniport above ---------------------------------------------
 
+// Initialize takes from the members what the configuration leaves open: the
+// first one's address, and the smallest MTU among them.
 func (t *team) Initialize(_ context.Context, h AdapterHandle) (Attributes, error) {
-	t.handle.Store(&h)
+	smallest := 0
+	for _, m := range t.members {
+		b := m.binding.Load()
+		if b == nil {
+			continue
+		}
+		a := b.Attributes()
+		if t.attrs.MAC.IsZero() {
+			t.attrs.MAC = a.MAC
+		}
+		if smallest == 0 || a.MTU < smallest {
+			smallest = a.MTU
+		}
+	}
 	a := t.attrs
+	if a.MAC.IsZero() {
+		return Attributes{}, fmt.Errorf("%w: it is to have its first member's MAC, and no member is up", ErrNotAccepted)
+	}
+	if a.MTU == 0 {
+		a.MTU = cmp.Or(smallest, 1500)
+	}
+	t.handle.Store(&h)
 	if t.active.Load().member >= 0 {
 		a.Link = LinkState{Media: MediaConnected, Why: "a member is active"}
 	}
