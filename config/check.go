@@ -2,7 +2,6 @@ package config
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"regexp"
 	"slices"
@@ -36,11 +35,11 @@ func (k *checker) check() {
 	k.control()
 	k.names()
 	k.adapters()
-	for _, b := range k.c.Bundles {
-		k.bundle(b)
+	for i := range k.c.Bundles {
+		k.bundle(&k.c.Bundles[i])
 	}
-	for _, b := range k.c.Bridges {
-		k.bridge(b)
+	for i := range k.c.Bridges {
+		k.bridge(&k.c.Bridges[i])
 	}
 	k.interfaces()
 	k.subnets()
@@ -136,12 +135,12 @@ func (k *checker) adapters() {
 		if !ok || k.bad[path] {
 			continue
 		}
-		key := d.DeviceKey()
+		key := d.DeviceKey(a.Name)
 		if key == "" {
 			continue
 		}
 		if first, ok := owner[key]; ok {
-			k.fail(path, "%s already belongs to adapter %s in line %d", key, first.Name, k.lineOf(join("adapter", first.Name)))
+			k.fail(path, "the %s already belongs to adapter %s in line %d", oneLine(key), first.Name, k.lineOf(join("adapter", first.Name)))
 			continue
 		}
 		owner[key] = a
@@ -155,17 +154,20 @@ func (k *checker) option(path string, err error) {
 		Key() string
 	}
 	if !errors.As(err, &keyed) {
-		k.fail(path, "%s", short1(err.Error()))
+		k.fail(path, "%s", oneLine(err.Error()))
 		return
 	}
-	p := join(path, keyed.Key())
+	p := path
+	for _, part := range strings.Split(keyed.Key(), ".") {
+		p = join(p, part)
+	}
 	if !k.bad[p] {
-		k.fail(p, "%s", short1(strings.TrimPrefix(keyed.Error(), keyed.Key()+": ")))
+		k.fail(p, "%s", oneLine(strings.TrimPrefix(keyed.Error(), keyed.Key()+": ")))
 	}
 }
 
-// short1 keeps an error that is not ours on one line.
-func short1(s string) string {
+// oneLine keeps an error that is not ours on one line.
+func oneLine(s string) string {
 	s = strings.Join(strings.Fields(s), " ")
 	return printable([]byte(s[:min(len(s), sourceBytes)]))
 }
@@ -248,7 +250,7 @@ func anyOf(kinds []string) string {
 	return strings.Join(out, " or ")
 }
 
-func (k *checker) bundle(b Bundle) {
+func (k *checker) bundle(b *Bundle) {
 	path := join("bundle", b.Name)
 	members := join(path, "members")
 	switch {
@@ -279,14 +281,7 @@ func (k *checker) bundle(b Bundle) {
 		k.fail(mac, `an "ndis5" bundle has no address of its own: each primary uses its own`)
 	case b.MAC == "first":
 	default:
-		if k.mac(mac, b.MAC, `"" (a stable local address), "first" (the first member's) or an address such as "02:00:5e:00:53:01"`) {
-			break
-		}
-		for i := range k.c.Bundles {
-			if k.c.Bundles[i].Name == b.Name {
-				k.c.Bundles[i].MAC = canonicalMAC(b.MAC)
-			}
-		}
+		b.MAC = k.mac(mac, b.MAC, `"" (a stable local address), "first" (the first member's) or an address such as "02:00:5e:00:53:01"`)
 	}
 	k.health(join(path, "health"), b.Health)
 }
@@ -313,7 +308,7 @@ func (k *checker) health(path string, h Health) {
 	}
 }
 
-func (k *checker) bridge(b Bridge) {
+func (k *checker) bridge(b *Bridge) {
 	path := join("bridge", b.Name)
 	ports := join(path, "ports")
 	switch {
@@ -331,18 +326,14 @@ func (k *checker) bridge(b Bridge) {
 		k.fail(age, "%s is too short; the least is %s", b.MACAge, Duration(minAge))
 	}
 	mac := join(path, "mac")
-	if k.bad[mac] || b.MAC == "" || k.mac(mac, b.MAC, `"" (a stable local address) or an address such as "02:00:5e:00:53:01"`) {
-		return
-	}
-	for i := range k.c.Bridges {
-		if k.c.Bridges[i].Name == b.Name {
-			k.c.Bridges[i].MAC = canonicalMAC(b.MAC)
-		}
+	if !k.bad[mac] && b.MAC != "" {
+		b.MAC = k.mac(mac, b.MAC, `"" (a stable local address) or an address such as "02:00:5e:00:53:01"`)
 	}
 }
 
-// mac reports whether s was found to be no address for a device.
-func (k *checker) mac(path, s, accepted string) (failed bool) {
+// mac checks an address for a device and returns it in the form that everybody
+// compares.
+func (k *checker) mac(path, s, accepted string) string {
 	hw, err := net.ParseMAC(s)
 	switch {
 	case s == "active":
@@ -354,15 +345,7 @@ func (k *checker) mac(path, s, accepted string) (failed bool) {
 	case ndiscore.MAC(hw).IsZero():
 		k.fail(path, "%s is nobody's address", quote(s))
 	default:
-		return false
+		return hw.String()
 	}
-	return true
-}
-
-func canonicalMAC(s string) string {
-	hw, err := net.ParseMAC(s)
-	if err != nil {
-		panic(fmt.Sprintf("config: %q was checked before: %v", s, err))
-	}
-	return hw.String()
+	return s
 }

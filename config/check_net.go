@@ -164,28 +164,26 @@ func (k *checker) subnets() {
 		for len(around) > 0 && !around[len(around)-1].prefix.Contains(f.prefix.Masked().Addr()) {
 			around = around[:len(around)-1]
 		}
-		// What lies around f on its own interface was compared before; the
-		// innermost of another interface is what f collides with.
+		// The innermost network of another interface is what f collides with.
 		for i := len(around) - 1; i >= 0; i-- {
 			if a := around[i]; a.iface != f.iface {
-				first, second := a, f
-				if k.place(first.path) > k.place(second.path) {
-					first, second = second, first
-				}
-				k.fail(second.path, "%s overlaps %s of interface %s in line %d", second.prefix, first.prefix,
-					k.c.Interfaces[first.iface].Name, k.lineOf(first.path))
-				break
-			}
-			if i < len(around)-overlapLimit {
+				k.overlap(a, f)
 				break
 			}
 		}
-		around = append(around, f)
+		if n := len(around); n == 0 || around[n-1].prefix.Masked() != f.prefix.Masked() {
+			around = append(around, f) // never deeper than there are prefix lengths
+		}
 	}
 }
 
-// overlapLimit bounds how far out subnets looks: there are 128 prefix lengths.
-const overlapLimit = 256
+func (k *checker) overlap(a, b foot) {
+	if k.place(a.path) > k.place(b.path) {
+		a, b = b, a
+	}
+	k.fail(b.path, "%s overlaps %s of interface %s in line %d", b.prefix, a.prefix,
+		k.c.Interfaces[a.iface].Name, k.lineOf(a.path))
+}
 
 func (k *checker) routes() {
 	type winner struct {

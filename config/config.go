@@ -84,10 +84,10 @@ type Bundle struct {
 
 // Health is [bundle.NAME.health]: how a member is found to be failed.
 type Health struct {
-	Carrier  bool       `toml:"carrier" json:"carrier"`                     // link and interface state count
-	Probe    string     `toml:"probe" json:"probe" oneof:",neighbor"`       // "neighbor": ARP for an IPv4 target, ND for IPv6
-	Target   netip.Addr `toml:"target" json:"target"`                       // who answers the probe
-	Interval Duration   `toml:"interval" json:"interval"`                   // between two probes on a member
+	Carrier  bool       `toml:"carrier" json:"carrier"`               // link and interface state count
+	Probe    string     `toml:"probe" json:"probe" oneof:",neighbor"` // "neighbor": ARP for an IPv4 target, ND for IPv6
+	Target   netip.Addr `toml:"target" json:"target"`                 // who answers the probe
+	Interval Duration   `toml:"interval" json:"interval"`             // between two probes on a member
 }
 
 // Bridge is one [bridge.NAME]: a learning switch.
@@ -129,9 +129,11 @@ type adapterText struct {
 }
 
 // DeviceKeyer is implemented by options that name a device which only one
-// adapter can have. Two adapters with equal keys are refused; "" is equal to
-// nothing.
-type DeviceKeyer interface{ DeviceKey() string }
+// adapter can have. The name of the adapter is an argument, because many
+// drivers take it for the device's when the options name none. Two adapters
+// with equal keys are refused; "" is equal to nothing. The key is shown to
+// people: "interface eth0".
+type DeviceKeyer interface{ DeviceKey(adapter string) string }
 
 // Default is what an empty file means.
 func Default() *Config {
@@ -186,12 +188,13 @@ func Parse(name string, data []byte, drivers []ndiscore.Driver) (*Config, error)
 		return nil, Errors{{File: name, Line: 1, Column: 1, Msg: fmt.Sprintf("larger than %d bytes", MaxBytes)}}
 	}
 	r := newReader(name, data)
-	root, whole := parseDocument(data, r.pos, func(at int, key, format string, args ...any) {
+	var root *table
+	root, r.whole = parseDocument(data, r.pos, func(at int, key, format string, args ...any) {
 		r.errorAt(at, key, "", format, args...)
 	})
 	c := Default()
 	r.decode(root, c, drivers)
-	if whole {
+	if r.whole {
 		newChecker(r, c).check()
 	}
 	if len(r.errs) > 0 {
@@ -313,6 +316,9 @@ func (r *reader) named(v *value, path string, each func(name, path string, t *ta
 func (r *reader) adapter(name, path string, t *table, drivers []ndiscore.Driver) Adapter {
 	a := Adapter{Name: name}
 	v := t.values["driver"]
+	if v == nil && !r.whole {
+		return a // it may be in what could not be read
+	}
 	if v == nil {
 		r.fail(path, "needs the key driver: one of %s", quoteAll(driverNames(drivers)))
 		return a

@@ -158,6 +158,7 @@ type reader struct {
 	at     map[string]int  // place of each path in the file
 	bad    map[string]bool // paths with an error at or below them
 	budget int             // comparisons left for suggestions
+	whole  bool            // every byte of the file was understood
 }
 
 func newReader(file string, data []byte) *reader {

@@ -31,7 +31,8 @@
 //
 // A field may be a string, a bool, an integer, a time.Duration, a netip.Addr, a
 // netip.Prefix, a type with MarshalText and UnmarshalText, a list of those, or
-// a struct (a table below). Fields without a toml tag are not configuration. What NewOptions
-// put into a field is its default. Options may implement ndiscore.Validator,
-// whose errors find their place by ndiscore.OptionError, and DeviceKeyer.
+// a struct (a table below). Fields without a toml tag are not configuration.
+// What NewOptions put into a field is its default. Options may implement
+// ndiscore.Validator, whose errors find their place by ndiscore.OptionError,
+// and DeviceKeyer.
 package config

@@ -119,6 +119,13 @@ func (p position) source(line int) []byte {
 // is not TOML, and what follows is guessing.
 const syntaxErrors = 20
 
+// Longest key: paths in errors are made of them, and a file may cause as many
+// errors as it has keys.
+const (
+	maxKeyBytes = 64 // of one part
+	maxKeyParts = 8
+)
+
 // maxNesting is how deep lists and inline tables may nest.
 const maxNesting = 8
 
@@ -133,6 +140,7 @@ type document struct {
 	base    int // offset of the parser's input in data
 	root    *table
 	current *table
+	path    string // of current, for messages
 	count   int
 	report  func(at int, key, format string, args ...any)
 }
@@ -197,11 +205,21 @@ type part struct {
 	at   int
 }
 
+// key reads a dotted key; nil was reported, and ends the file.
 func (d *document) key(n *unstable.Node) []part {
 	var parts []part
 	for it := n.Key(); it.Next(); {
 		k := it.Node()
-		parts = append(parts, part{string(k.Data), d.base + int(k.Raw.Offset)})
+		at := d.base + int(k.Raw.Offset)
+		if len(k.Data) > maxKeyBytes {
+			d.report(at, "", "a key has at most %d bytes, found %d", maxKeyBytes, len(k.Data))
+			return nil
+		}
+		if len(parts) == maxKeyParts {
+			d.report(at, "", "a dotted key has at most %d parts", maxKeyParts)
+			return nil
+		}
+		parts = append(parts, part{string(k.Data), at})
 	}
 	return parts
 }
@@ -210,13 +228,14 @@ func (d *document) expression(n *unstable.Node, pos position) bool {
 	switch n.Kind {
 	case unstable.Table, unstable.ArrayTable:
 		parts := d.key(n)
-		if !d.more(parts[0].at) {
+		if parts == nil || !d.more(parts[0].at) {
 			return false
 		}
 		d.current = d.header(parts, n.Kind == unstable.ArrayTable, pos)
+		d.path = joinParts("", parts)
 		return true
 	case unstable.KeyValue:
-		return d.assign(d.current, n, 0, pos)
+		return d.assign(d.current, n, d.path, 0, pos)
 	}
 	return true
 }
@@ -238,7 +257,7 @@ func (d *document) header(parts []part, many bool, pos position) *table {
 		case v.kind == kindTable && v.table.made != inline:
 			t = v.table
 		default:
-			d.report(p.at, joinParts(parts[:i+1]), "is already %s, set in line %d; no table can be made below it", v.kind, pos.line(v.at))
+			d.report(p.at, joinParts("", parts[:i+1]), "is already %s, set in line %d; no table can be made below it", v.kind, pos.line(v.at))
 			return newTable(header)
 		}
 	}
@@ -262,13 +281,16 @@ func (d *document) header(parts []part, many bool, pos position) *table {
 		v.at = p.at
 		return v.table
 	}
-	d.report(p.at, joinParts(parts), "is already defined, as %s in line %d", v.kind, pos.line(v.at))
+	d.report(p.at, joinParts("", parts), "is already defined, as %s in line %d", v.kind, pos.line(v.at))
 	return newTable(header)
 }
 
 // assign sets one key of t, which may be dotted.
-func (d *document) assign(t *table, n *unstable.Node, depth int, pos position) bool {
+func (d *document) assign(t *table, n *unstable.Node, path string, depth int, pos position) bool {
 	parts := d.key(n)
+	if parts == nil {
+		return false
+	}
 	last := parts[len(parts)-1]
 	for i, p := range parts[:len(parts)-1] {
 		if !d.more(p.at) {
@@ -280,7 +302,7 @@ func (d *document) assign(t *table, n *unstable.Node, depth int, pos position) b
 			t.put(p.name, v)
 		}
 		if v.kind != kindTable || v.table.made != dotted {
-			d.report(p.at, joinParts(parts[:i+1]), "is already defined, as %s in line %d", v.kind, pos.line(v.at))
+			d.report(p.at, joinParts(path, parts[:i+1]), "is already defined, as %s in line %d", v.kind, pos.line(v.at))
 			return true
 		}
 		t = v.table
@@ -288,12 +310,12 @@ func (d *document) assign(t *table, n *unstable.Node, depth int, pos position) b
 	if !d.more(last.at) {
 		return false
 	}
-	v, ok := d.value(n.Value(), last.at, depth, pos)
+	v, ok := d.value(n.Value(), last.at, joinParts(path, parts), depth, pos)
 	if v == nil {
 		return ok
 	}
 	if old := t.values[last.name]; old != nil {
-		d.report(last.at, joinParts(parts), "is already defined, as %s in line %d", old.kind, pos.line(old.at))
+		d.report(last.at, joinParts(path, parts), "is already defined, as %s in line %d", old.kind, pos.line(old.at))
 		return true
 	}
 	t.put(last.name, v)
@@ -301,7 +323,7 @@ func (d *document) assign(t *table, n *unstable.Node, depth int, pos position) b
 }
 
 // value converts one value. A nil value was reported; false ends the file.
-func (d *document) value(n *unstable.Node, at, depth int, pos position) (*value, bool) {
+func (d *document) value(n *unstable.Node, at int, path string, depth int, pos position) (*value, bool) {
 	v := &value{at: at, text: string(n.Data)}
 	switch n.Kind {
 	case unstable.String:
@@ -314,15 +336,15 @@ func (d *document) value(n *unstable.Node, at, depth int, pos position) (*value,
 		v.kind = kindBool
 	case unstable.Array, unstable.InlineTable:
 		if depth == maxNesting {
-			d.report(at, "", "lists and tables nest more than %d deep", maxNesting)
+			d.report(at, path, "lists and tables nest more than %d deep", maxNesting)
 			return nil, false
 		}
 		if n.Kind == unstable.Array {
-			return d.array(v, n, depth, pos)
+			return d.array(v, n, path, depth, pos)
 		}
 		v.kind, v.table = kindTable, newTable(inline)
 		for it := n.Children(); it.Next(); {
-			if c := it.Node(); c.Kind == unstable.KeyValue && !d.assign(v.table, c, depth+1, pos) {
+			if c := it.Node(); c.Kind == unstable.KeyValue && !d.assign(v.table, c, path, depth+1, pos) {
 				return nil, false
 			}
 		}
@@ -333,7 +355,7 @@ func (d *document) value(n *unstable.Node, at, depth int, pos position) (*value,
 	return v, true
 }
 
-func (d *document) array(v *value, n *unstable.Node, depth int, pos position) (*value, bool) {
+func (d *document) array(v *value, n *unstable.Node, path string, depth int, pos position) (*value, bool) {
 	v.kind = kindArray
 	for it := n.Children(); it.Next(); {
 		c := it.Node()
@@ -347,7 +369,7 @@ func (d *document) array(v *value, n *unstable.Node, depth int, pos position) (*
 		if !d.more(at) {
 			return nil, false
 		}
-		e, ok := d.value(c, at, depth+1, pos)
+		e, ok := d.value(c, at, element(path, len(v.list)), depth+1, pos)
 		if !ok {
 			return nil, false
 		}
@@ -366,10 +388,14 @@ func (t *table) seal() {
 	}
 }
 
-func joinParts(parts []part) string {
-	names := make([]string, len(parts))
-	for i, p := range parts {
-		names[i] = quoteKey(p.name)
+// joinParts is the path of a key below path.
+func joinParts(path string, parts []part) string {
+	names := make([]string, 0, len(parts)+1)
+	if path != "" {
+		names = append(names, path)
+	}
+	for _, p := range parts {
+		names = append(names, quoteKey(p.name))
 	}
 	return strings.Join(names, ".")
 }

@@ -12,9 +12,9 @@ type Duration time.Duration
 // Std is the duration as the standard library has it.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
-// String is the shortest way to write d: 5m, not 5m0s.
+// String is the shortest way to write d, in ASCII: 5m, not 5m0s.
 func (d Duration) String() string {
-	s := time.Duration(d).String()
+	s := strings.Replace(time.Duration(d).String(), "µ", "u", 1)
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")
 	}

@@ -1,8 +1,6 @@
 package config
 
-import (
-	"strings"
-)
+import "strings"
 
 // suggestLimit is how many comparisons one file may spend on suggestions: a
 // hostile file would otherwise make every bad name meet every good one.
@@ -20,10 +18,10 @@ func nearest(s string, candidates []string, budget *int) string {
 			break
 		}
 		*budget--
-		if diff := len(c) - len(s); c == "" || c == s || diff > 2 || diff < -2 {
+		if c == "" || c == s {
 			continue
 		}
-		if d := distance(folded, fold(c)); d < bestDistance && d < len(c) {
+		if d := apart(folded, fold(c)); d < bestDistance && d < len(c) {
 			best, bestDistance = c, d
 		}
 	}
@@ -32,6 +30,19 @@ func nearest(s string, candidates []string, budget *int) string {
 
 // fold forgets what people mix up most: case, and - for _.
 func fold(s string) string { return strings.ReplaceAll(strings.ToLower(s), "-", "_") }
+
+// apart is how far a candidate is from what was written: a distance, or far.
+// One that begins like the other ("warning", "warn") is near.
+func apart(a, b string) int {
+	const far = 1000
+	if len(a) > 3 && len(b) > 3 && (strings.HasPrefix(a, b) || strings.HasPrefix(b, a)) {
+		return min(2, max(len(a)-len(b), len(b)-len(a)))
+	}
+	if diff := len(a) - len(b); diff > 2 || diff < -2 {
+		return far
+	}
+	return distance(a, b)
+}
 
 // distance counts the insertions, deletions, replacements and swaps of
 // neighbours that make a into b (optimal string alignment).

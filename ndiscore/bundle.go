@@ -256,8 +256,8 @@ func (m *machine) evaluate(b *mBundle) bool {
 // evaluateNDIS5 keeps a primary: the first member initialised; when it has left
 // the system, the first of the others, in order, that runs (B-3, B-10, B-13).
 func (m *machine) evaluateNDIS5(b *mBundle) bool {
-	if p := m.adapter(b.primary); p != nil && p.state != StateHalted {
-		return false
+	if p := m.adapter(b.primary); p != nil && p.state != StateHalted && !p.stuck {
+		return false // a stuck one counts as gone: it is called no more, and closed
 	}
 	was := b.primary
 	b.primary = ""
@@ -323,7 +323,7 @@ func (m *machine) memberView(b *mBundle, name string) MemberView {
 	running := false
 	if p := m.protocol(teamProtocol(b.name)); p != nil {
 		mb := a.binding(p, name)
-		running = a.state == StateRunning && !a.surprise && mb != nil && mb.state == BindingRunning
+		running = a.state == StateRunning && !a.surprise && !a.stuck && mb != nil && mb.state == BindingRunning
 	}
 	if usable := running && a.link.Connected(); usable != a.usable || a.usableSince.IsZero() {
 		a.usable, a.usableSince = usable, m.now
@@ -431,8 +431,8 @@ func (m *machine) announce(b *mBundle, why string) {
 // moved takes note that the data path has gone to a successor by itself.
 func (m *machine) moved(ev event) {
 	b := m.bundle(ev.adapter)
-	if b == nil {
-		return
+	if b == nil || m.adapter(b.name) == nil {
+		return // the team is gone; its lower edge is still bound
 	}
 	from := b.set.member
 	b.set.member, b.set.epoch, b.set.overlap = ev.member, ev.epoch, -1

@@ -126,16 +126,15 @@ func (c *Core) Run(ctx context.Context) error {
 	}
 }
 
-// stop ends Run: whoever waits is told, and calls under way are awaited.
+// stop ends Run: whoever waits is told, and calls under way are told to give up
+// and awaited, but not longer than a call may take.
 func (c *Core) stop() {
 	for _, cancel := range c.awaiting {
 		cancel()
 	}
 	for _, s := range c.slots {
 		s.close(DropPaused)
-		if d, ok := s.adapter.(Shutdowner); ok && s.alive.Load() == aliveYes {
-			d.Shutdown()
-		}
+		c.shutdown(s)
 	}
 	c.inbox.Lock()
 	c.inbox.stopped = true
@@ -150,6 +149,26 @@ func (c *Core) stop() {
 	}
 	for id := range c.replies {
 		c.answer(id, ErrStopped)
+	}
+	quiet := make(chan struct{})
+	go func() { // "last calls": ends with the last of them
+		c.calls.Wait()
+		close(quiet)
+	}()
+	limit := time.NewTimer(c.callLimit)
+	defer limit.Stop()
+	select {
+	case <-quiet:
+	case <-limit.C: // a miniport that does not return; it holds up nobody else
+	}
+}
+
+// shutdown quiets an adapter that is up. No call reaches it afterwards.
+func (c *Core) shutdown(s *slot) {
+	was := s.alive.Swap(aliveNo)
+	s.out.writeOff()
+	if d, ok := s.adapter.(Shutdowner); ok && was == aliveYes {
+		c.calls.Go(d.Shutdown) // "shutdown": ends when the driver returns
 	}
 }
 
@@ -229,11 +248,11 @@ func (c *Core) collect() {
 				c.step(event{kind: evLink, adapter: name, link: *l})
 			}
 		}
-		if why := s.gone.Load(); why != nil && s.goneSeen.CompareAndSwap(false, true) {
-			c.step(event{kind: evSurprise, adapter: name, why: *why})
+		if g := s.gone.Load(); g != nil && g.seen.CompareAndSwap(false, true) {
+			c.step(event{kind: evSurprise, adapter: name, why: g.why})
 		}
-		if why := s.removing.Load(); why != nil && s.removed.CompareAndSwap(false, true) {
-			c.step(event{kind: evRemoveMiniport, adapter: name, why: *why})
+		if r := s.removing.Load(); r != nil && r.seen.CompareAndSwap(false, true) {
+			c.step(event{kind: evRemoveMiniport, adapter: name, why: r.why})
 		}
 	}
 	// After what the members had to say, so that the machine knows why.
@@ -269,9 +288,7 @@ func (c *Core) perform(a action) {
 	case actForget:
 		c.forget(a.adapter)
 	case actShutdown:
-		if d, ok := c.slots[a.adapter].adapter.(Shutdowner); ok {
-			d.Shutdown()
-		}
+		c.shutdown(c.slots[a.adapter])
 	case actTeam:
 		c.teams[a.adapter].publish(a.set)
 	case actStatus:
@@ -294,6 +311,10 @@ func (c *Core) perform(a action) {
 func (c *Core) call(a action) {
 	s := c.slots[a.adapter]
 	p := c.protos[a.protocol]
+	if cancel := c.awaiting[a.adapter]; cancel != nil {
+		cancel() // the operator was quicker than the device
+		delete(c.awaiting, a.adapter)
+	}
 	done := make(chan event, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), c.callLimit/2)
 	c.calls.Go(func() { // "call": ends when the driver returns
@@ -308,6 +329,7 @@ func (c *Core) call(a action) {
 		select {
 		case ev := <-done:
 			c.post(post{ev: ev})
+		case <-c.ended: // nobody needs it any more
 		case <-limit.C:
 			c.post(post{ev: event{kind: evDone, adapter: a.adapter, action: &a,
 				err: fmt.Errorf("adapter %s: %s: %w after %s", a.adapter, a, ErrQuarantined, c.callLimit)}})
@@ -325,12 +347,24 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, e
 		return s.initialize(ctx, ev)
 	case actHalt:
 		s.close(DropPaused)
+		s.alive.Store(aliveHalting)
+		select { // H-2: not while an OID is in progress; none begins after this
+		case s.oids <- struct{}{}:
+			<-s.oids
+		case <-ctx.Done():
+			return fmt.Errorf("adapter %s: halt: an OID request does not return: %w", s.name, ErrQuarantined)
+		}
 		s.adapter.Halt(ctx, a.halt)
 		s.alive.Store(aliveNo)
 	case actRestart:
 		s.update(func() { s.state.receive = true })
 		if err := s.adapter.Restart(ctx); err != nil {
 			s.close(DropPaused)
+			return fmt.Errorf("adapter %s: restart: %w", s.name, err)
+		}
+		if err := s.crowdedError(); err != nil {
+			s.close(DropPaused)
+			s.adapter.Pause(ctx)
 			return fmt.Errorf("adapter %s: restart: %w", s.name, err)
 		}
 		s.update(func() { s.state.send = true })
@@ -340,10 +374,15 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, e
 			return fmt.Errorf("adapter %s: pause: a worker does not leave the data path: %w", s.name, ErrQuarantined)
 		}
 		s.adapter.Pause(ctx)
-		drain, cancel := context.WithTimeout(context.Background(), min(drainLimit, c.callLimit/2))
+		drain, cancel := context.WithTimeout(context.Background(), min(drainLimit, c.callLimit/4))
 		defer cancel()
-		if n := s.drained(drain); n > 0 {
-			c.Report(Event{What: "adapter.orphaned", Adapter: s.name, Why: fmt.Sprintf("%d batches did not come back within the limit", n)})
+		if s.out.quiet(drain, true) != nil {
+			if n := s.out.writeOff(); n > 0 {
+				c.Report(Event{What: "adapter.orphaned", Adapter: s.name, Why: fmt.Sprintf("%d batches did not come back within the limit", n)})
+			}
+			if err := s.out.quiet(ctx, false); err != nil {
+				return fmt.Errorf("adapter %s: pause: a batch's return does not end: %w", s.name, ErrQuarantined)
+			}
 		}
 	case actAttach:
 		m := s.filters[a.filter]
@@ -367,6 +406,9 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, e
 	case actDetach:
 		m := s.filters[a.filter]
 		m.attached.Store(false)
+		if s.out.quiet(ctx, false) != nil {
+			return fmt.Errorf("adapter %s: filter %s: detach: a status indication does not end: %w", s.name, m.name, ErrQuarantined)
+		}
 		m.filter.Detach(ctx)
 	case actBind:
 		return c.bind(ctx, s, p, a.target)
@@ -380,11 +422,16 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, e
 		return p.impl.Event(ctx, b, EventRestart)
 	case actPauseBinding:
 		b := s.binding(p, a.target)
-		err := p.impl.Event(ctx, b, EventPause)
-		b.running.Store(false)
+		// Nothing more is handed to it first, so that it can say that it
+		// holds nothing.
 		b.open.Store(false)
 		c.updateWithSecondaries(s, func() {})
-		if g := c.grace(ctx); g != nil {
+		if c.grace(ctx) != nil || s.out.quiet(ctx, false) != nil {
+			return fmt.Errorf("adapter %s: pause of %s: a worker does not leave the data path: %w", s.name, p.name, ErrQuarantined)
+		}
+		err := p.impl.Event(ctx, b, EventPause)
+		b.running.Store(false)
+		if c.grace(ctx) != nil {
 			return fmt.Errorf("adapter %s: pause of %s: a worker does not leave the data path: %w", s.name, p.name, ErrQuarantined)
 		}
 		return err
@@ -399,8 +446,7 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, e
 func (s *slot) initialize(ctx context.Context, ev *event) error {
 	s.removing.Store(nil)
 	s.gone.Store(nil)
-	s.removed.Store(false)
-	s.goneSeen.Store(false)
+	s.crowded.Store(false)
 	s.link.Store(nil)
 	s.linkNews.Store(false)
 	s.alive.Store(aliveInitializing)
@@ -409,6 +455,11 @@ func (s *slot) initialize(ctx context.Context, ev *event) error {
 		// S-5: without its general attributes nothing can be bound to it.
 		s.adapter.Halt(ctx, HaltInitFailed)
 		err = fmt.Errorf("%w: attributes: MAC %s, MTU %d", ErrInvalidData, attrs.MAC, attrs.MTU)
+	}
+	if err == nil {
+		if err = s.crowdedError(); err != nil {
+			s.adapter.Halt(ctx, HaltInitFailed)
+		}
 	}
 	if err != nil {
 		s.alive.Store(aliveNo)
@@ -420,6 +471,14 @@ func (s *slot) initialize(ctx context.Context, ev *event) error {
 	ev.link = *s.link.Load()
 	s.alive.Store(aliveYes)
 	return nil
+}
+
+// crowdedError tells of a worker that the adapter asked for and there was not.
+func (s *slot) crowdedError() error {
+	if !s.crowded.Swap(false) {
+		return nil
+	}
+	return fmt.Errorf("%w: it needs a worker for a queue, and all %d are taken", ErrResources, MaxWorkers)
 }
 
 func (s *slot) binding(p *protocol, target string) *Binding {
@@ -452,6 +511,7 @@ func (c *Core) unbind(ctx context.Context, s *slot, p *protocol, target string) 
 }
 
 func (s *slot) dropBinding(ctx context.Context, b *Binding) {
+	b.stale.Store(true)
 	s.update(func() {
 		s.bindings = slices.DeleteFunc(slices.Clone(s.bindings), func(x *Binding) bool { return x == b })
 	})
@@ -479,28 +539,22 @@ func (c *Core) setPrimary(bundle, name string) {
 	p := c.slots[name]
 	var others []*slot
 	for _, n := range c.m.bundle(bundle).members {
-		s := c.slots[n]
-		if s == nil {
-			continue
+		if s := c.slots[n]; s != nil {
+			// First of all nobody points at anybody: a secondary's lock is held
+			// while its primary's is taken, so the order must never be mixed.
+			s.publish.Lock()
+			s.primary, s.secondaries = nil, nil
+			s.publish.Unlock()
+			if s != p {
+				others = append(others, s)
+			}
 		}
-		to := p
-		if s == p {
-			to = nil
-		}
-		s.publish.Lock()
-		s.primary, s.secondaries = to, nil
-		s.publish.Unlock()
-		if s != p && p != nil {
-			others = append(others, s)
-		}
-	}
-	if p != nil {
-		p.publish.Lock()
-		p.secondaries = others
-		p.publish.Unlock()
 	}
 	for _, s := range others {
-		s.update(func() {})
+		s.update(func() { s.primary = p })
+	}
+	if p != nil {
+		p.update(func() { p.secondaries = others })
 	}
 }
 
@@ -569,20 +623,12 @@ func (c *Core) NewWorker(name string) (*Worker, error) {
 	return nil, fmt.Errorf("worker %s: %w: all %d are taken", name, ErrResources, MaxWorkers)
 }
 
-// mustWorker is NewWorker for adapters, whose contract has no way to fail here:
-// beyond the limit they share the last worker's place in nothing but statistics.
-func (c *Core) mustWorker(name string) *Worker {
-	w, err := c.NewWorker(name)
-	if err != nil {
-		return nil
-	}
-	return w
-}
-
 func (c *Core) closeWorker(w *Worker) {
 	c.workers.Lock()
 	defer c.workers.Unlock()
-	c.workers.live[w.id].CompareAndSwap(w, nil)
+	if !w.spare {
+		c.workers.live[w.id].CompareAndSwap(w, nil)
+	}
 }
 
 // --- Registration -------------------------------------------------------------
@@ -713,7 +759,8 @@ func (c *Core) AddVirtual(ctx context.Context, name string, a Adapter, filters [
 }
 
 func (c *Core) add(s *slot, filters []FilterSpec) {
-	s.idle = make(chan struct{}, 1)
+	s.out.quieter = make(chan struct{}, 1)
+	s.oids = make(chan struct{}, 1)
 	ma := &mAdapter{name: s.name, virtual: s.virtual}
 	if s.driver != nil {
 		ma.driver = s.driver.driver.Name
@@ -728,6 +775,9 @@ func (c *Core) add(s *slot, filters []FilterSpec) {
 	c.slots[s.name] = s
 	c.order = append(c.order, s.name)
 	c.m.adapters = append(c.m.adapters, ma)
+	if b := c.m.bundleOf(ma); b != nil && b.mode == BundleNDIS5 {
+		c.setPrimary(b.name, b.primary) // a member that was removed, and is back
+	}
 	c.events.add(Event{Time: c.clock.Now(), What: "adapter.added", Adapter: s.name})
 }
 

@@ -260,9 +260,10 @@ type Batch struct {
 	// tells what became of Frames[i]. Zero means transmitted.
 	Status [BatchFrames]DropReason
 
-	origin *Binding     // who sent it; nil for a receive
-	lender *slot        // whose receive it is, when kept
-	keeps  atomic.Int32 // bindings that still hold a kept receive
+	origin   *Binding     // who sent it; nil for a receive
+	lender   *slot        // whose receive it is, when kept
+	keeps    atomic.Int32 // holds of a kept receive, the core's own among them
+	up, down loan         // as a kept receive, as a kept send
 }
 
 // NewBatch makes an empty batch with room for BatchFrames frames.

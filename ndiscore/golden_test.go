@@ -48,16 +48,15 @@ func TestGolden(t *testing.T) {
 }
 
 type interpreter struct {
-	m        *machine
-	now      time.Time
-	trace    []string
-	fails    map[string]string
-	holds    map[string]bool
-	held     []action
-	events   bool
-	replies  int
-	links    map[string]LinkState
-	notReady map[string]bool
+	m       *machine
+	now     time.Time
+	trace   []string
+	fails   map[string]string
+	holds   map[string]bool
+	held    []action
+	events  bool
+	replies int
+	links   map[string]LinkState
 }
 
 func replay(t *testing.T, script string) string {

@@ -386,6 +386,10 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		m.reply(ev.reply, fmt.Errorf("adapter %s: %w: shut down", a.name, ErrInvalidState))
 		return
 	}
+	if a.stuck && (ev.kind == evPause || ev.kind == evStop || ev.kind == evRemove) {
+		m.reply(ev.reply, fmt.Errorf("adapter %s: %s: %w", a.name, ev.why, ErrQuarantined))
+		return
+	}
 	switch ev.kind {
 	case evStart, evArrived:
 		m.start(a, ev)

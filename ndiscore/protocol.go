@@ -2,6 +2,7 @@ package ndiscore
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 )
 
@@ -24,7 +25,8 @@ type Protocol interface {
 	// Receive hands over received frames (ProtocolReceiveNetBufferLists). A
 	// borrowed batch is lent for the call; any other must be given back with
 	// b.Return, exactly once. For each frame the protocol says what became of
-	// it: Frame.Deliver, Forward or Drop; silence counts as DropNoReceiver.
+	// it, before Receive returns: Frame.Deliver, Forward or Drop. Silence counts
+	// as DropNoReceiver, or as delivered if it has not returned the batch.
 	Receive(b *Binding, batch *Batch)
 	// SendComplete gives back a batch that was sent and not borrowed.
 	SendComplete(b *Binding, batch *Batch)
@@ -74,6 +76,7 @@ type Binding struct {
 
 	open    atomic.Bool   // receives may be delivered: from Bind's success to Unbind
 	running atomic.Bool   // sends may be passed down: from EventRestart to EventPause
+	stale   atomic.Bool   // Unbind has returned, or Bind has failed
 	filter  atomic.Uint32 // PacketFilter
 	context any           // the protocol's own; set during Bind only
 }
@@ -108,6 +111,9 @@ func (b *Binding) Usable() bool {
 // (OID_GEN_CURRENT_PACKET_FILTER); until then, none. The adapter gets the union
 // over its bindings. Not for the packet path; legal during Bind.
 func (b *Binding) SetPacketFilter(ctx context.Context, f PacketFilter) error {
+	if b.stale.Load() {
+		return b.invalid("set packet filter")
+	}
 	b.filter.Store(uint32(f))
 	return b.slot.updateFilter(ctx)
 }
@@ -118,18 +124,28 @@ func (b *Binding) SetPacketFilter(ctx context.Context, f PacketFilter) error {
 // back, which may be before Send returns. batch.Status tells of each frame.
 func (b *Binding) Send(batch *Batch) {
 	batch.origin = b
-	if !b.running.Load() {
-		b.slot.rejectSend(batch, DropPaused)
-		return
+	w := batch.Worker
+	w.enter() // first, so that a pause waits for whoever it still lets through
+	if b.running.Load() {
+		b.slot.send(w, batch)
+	} else {
+		b.slot.reject(w, batch, DropPaused)
 	}
-	b.slot.send(batch)
+	w.leave()
 }
 
 // Return gives back a received batch that was not borrowed
 // (NdisReturnNetBufferLists).
-func (b *Binding) Return(batch *Batch) { b.slot.giveBack(batch) }
+func (b *Binding) Return(batch *Batch) { batch.giveBack() }
 
 // Request asks the adapter below for one property. Not for the packet path.
 func (b *Binding) Request(ctx context.Context, req *OIDRequest) error {
+	if b.stale.Load() {
+		return b.invalid("request")
+	}
 	return b.slot.request(ctx, req)
+}
+
+func (b *Binding) invalid(what string) error {
+	return fmt.Errorf("adapter %s: binding of %s: %s: %w: it is unbound", b.slot.name, b.protocol.name, what, ErrInvalidHandle)
 }

@@ -43,10 +43,9 @@ func (r *recorder) Send(b *Batch) {
 
 // checkSegment checks everything about one finished packet that its own bytes
 // tell, naively.
-func checkSegment(b []byte, o Offload, l3, l4 int) error {
+func checkSegment(b []byte, o Offload, l3, l4 int, udp bool) error {
 	h, t := b[l3:], b[l4:]
 	var src, dst []byte
-	var proto byte
 	switch h[0] >> 4 {
 	case 4:
 		if n := int(binary.BigEndian.Uint16(h[2:])); n != len(h) {
@@ -55,19 +54,16 @@ func checkSegment(b []byte, o Offload, l3, l4 int) error {
 		if s := naiveSum(h[:l4-l3], 0); s != 0xffff {
 			return fmt.Errorf("IPv4 header sums to %#x", s)
 		}
-		src, dst, proto = h[12:16], h[16:20], h[9]
+		src, dst = h[12:16], h[16:20]
 	case 6:
 		if n := int(binary.BigEndian.Uint16(h[4:])); n != len(h)-40 {
 			return fmt.Errorf("IPv6 payload length %d, packet %d", n, len(h))
 		}
-		src, dst, proto = h[8:24], h[24:40], protoTCP
-		if h[6] == protoUDP || h[6] != protoTCP && bytes.HasPrefix(t, []byte{0x9c, 0x40, 0x1f, 0x90}) && len(t) == int(binary.BigEndian.Uint16(t[4:])) {
-			proto = protoUDP
-		}
+		src, dst = h[8:24], h[24:40]
 	}
-	at := 16
-	if proto == protoUDP {
-		at = 6
+	at, proto := 16, byte(protoTCP)
+	if udp {
+		at, proto = 6, protoUDP
 		if n := int(binary.BigEndian.Uint16(t[4:])); n != len(t) {
 			return fmt.Errorf("UDP length %d, datagram %d", n, len(t))
 		}
@@ -89,7 +85,7 @@ func checkSegment(b []byte, o Offload, l3, l4 int) error {
 	if s := naiveSum(t, uint32(pseudo)); s != 0xffff {
 		return fmt.Errorf("transport checksum: sums to %#x", s)
 	}
-	if proto == protoUDP && t[6]|t[7] == 0 {
+	if udp && t[6]|t[7] == 0 {
 		return fmt.Errorf("UDP checksum zero")
 	}
 	return nil
@@ -104,7 +100,7 @@ func checkCut(in spec, out []sent, partial bool) error {
 	}
 	var payload []byte
 	for i, s := range out {
-		if err := checkSegment(s.bytes, s.offload, l3, l4); err != nil {
+		if err := checkSegment(s.bytes, s.offload, l3, l4, in.isUDP()); err != nil {
 			return fmt.Errorf("segment %d of %d: %w", i, len(out), err)
 		}
 		if s.offload.Flags&NeedsCsum != 0 != partial {
@@ -292,7 +288,7 @@ func TestFinish(t *testing.T) {
 					t.Fatalf("frame %d: %v", i, err)
 				}
 			default:
-				if err := checkSegment(out[0].bytes, out[0].offload, l3, l4); err != nil {
+				if err := checkSegment(out[0].bytes, out[0].offload, l3, l4, s.isUDP()); err != nil {
 					t.Fatalf("frame %d: %v", i, err)
 				}
 				s.csum = false
@@ -368,7 +364,7 @@ func TestFinishUDPZero(t *testing.T) {
 				if got := binary.BigEndian.Uint16(out.bytes[l4+6:]); got != 0xffff {
 					t.Errorf("v6 %v, size %d: checksum %#x", v6, size, got)
 				}
-				if err := checkSegment(out.bytes, out.offload, l3, l4); err != nil {
+				if err := checkSegment(out.bytes, out.offload, l3, l4, s.isUDP()); err != nil {
 					t.Error(err)
 				}
 			}
@@ -395,7 +391,7 @@ func TestFinishKeepsCorruption(t *testing.T) {
 			t.Fatalf("%d segments", len(a.sent))
 		}
 		for i, out := range a.sent {
-			if checkSegment(out.bytes, out.offload, l3, l4) == nil {
+			if checkSegment(out.bytes, out.offload, l3, l4, s.isUDP()) == nil {
 				t.Errorf("%s: segment %d was healed", name, i)
 			}
 		}

@@ -19,19 +19,17 @@ type slot struct {
 	filters []*filterModule // from the miniport up; fixed
 
 	path   atomic.Pointer[path] // what the data path sees; never nil
-	shards [MaxWorkers]atomic.Pointer[shard]
+	shards [MaxWorkers + 1]atomic.Pointer[shard] // the last one is the spare workers'
 
 	// What the data path tells the control side, as sticky marks.
 	link     atomic.Pointer[LinkState] // as last indicated
 	linkNews atomic.Bool
-	removing atomic.Pointer[string] // Remove was accepted, for this reason
-	gone     atomic.Pointer[string] // SurpriseRemove was called, for this reason
-	removed  atomic.Bool            // the control side has taken note of removing
-	goneSeen atomic.Bool            // … of gone
-	alive    atomic.Int32           // aliveNo, aliveInitializing, aliveYes: whether the handle is good
+	removing atomic.Pointer[mark] // Remove was accepted
+	gone     atomic.Pointer[mark] // SurpriseRemove was called
+	crowded  atomic.Bool          // there was no worker left for it
+	alive    atomic.Int32         // aliveNo … aliveHalting: whether the handle is good
 
-	kept atomic.Int64 // batches out: kept receives above, kept sends below
-	idle chan struct{}
+	out ledger // kept receives above, kept sends below, status calls
 
 	publish     sync.Mutex // guards replacing path, and all below
 	state       pathState
@@ -40,15 +38,22 @@ type slot struct {
 	primary     *slot      // ndis5: whose bindings get what this secondary receives
 	secondaries []*slot    // ndis5: who delivers to this primary's bindings
 
-	oids sync.Mutex // serialises Request (O-1); held across it, on the control side only
+	oids chan struct{} // capacity 1; whoever fills it may call Request (O-1)
 }
 
-// The life of an adapter handle: it is good from Initialize on, and can ask for
-// removal once that has succeeded, until Halt returns.
+// mark is what the data path tells the control side, once.
+type mark struct {
+	why  string
+	seen atomic.Bool // the control side has taken note
+}
+
+// The life of an adapter handle: it is good from Initialize until Halt returns;
+// removal can be asked for, and OIDs are answered, only when aliveYes.
 const (
 	aliveNo int32 = iota
 	aliveInitializing
 	aliveYes
+	aliveHalting
 )
 
 // pathState is what the control side has opened.
@@ -63,7 +68,7 @@ type path struct {
 	rxClosed, txClosed DropReason // DropNone when open
 	caps               Capabilities
 	mtu                int
-	mac                MAC
+	mac                MAC // that the receivers know: an ndis5 secondary's is its primary's
 	receivers          []*Binding
 	receive            ReceiveFilter // the lowest module that looks at receives
 	send               SendFilter    // the highest module that looks at sends
@@ -71,7 +76,7 @@ type path struct {
 
 // republish builds the path anew; publish must be held.
 func (s *slot) republishLocked() {
-	p := &path{caps: s.attrs.Transmit, mtu: s.attrs.MTU, mac: s.attrs.MAC, rxClosed: s.state.closed, txClosed: s.state.closed}
+	p := &path{caps: s.attrs.Transmit, mtu: s.attrs.MTU, rxClosed: s.state.closed, txClosed: s.state.closed}
 	if s.state.receive {
 		p.rxClosed = DropNone
 	}
@@ -91,6 +96,7 @@ func (s *slot) republishLocked() {
 		from = s.primary
 		from.publish.Lock()
 	}
+	p.mac = from.attrs.MAC
 	for _, b := range from.bindings {
 		if b.open.Load() {
 			p.receivers = append(p.receivers, b)
@@ -182,10 +188,14 @@ func (s *slot) receive(w *Worker, b *Batch) {
 	switch {
 	case p.rxClosed != DropNone:
 		b.DropAll(p.rxClosed)
-	case !b.Borrowed:
-		s.receiveKept(c, p, b)
+	case w.spare:
+		b.DropAll(DropPaused) // there is no room for it in what is indexed by worker
+	case !b.Borrowed && !bad && p.receive == nil:
+		s.receiveKept(c, p, b, &before)
 		return
-	case bad:
+	case bad || !b.Borrowed:
+		// Filters see only lent batches, so that those above need not know of
+		// which frames a filter kept itself.
 		good := w.Scratch()
 		for _, f := range frames {
 			if f.fate == fateNone {
@@ -205,51 +215,40 @@ func (s *slot) receive(w *Worker, b *Batch) {
 	}
 }
 
-// receiveKept passes up a batch that those above may hold. What becomes of it
-// shows only later, and not to us: it counts as delivered.
-func (s *slot) receiveKept(c *shard, p *path, b *Batch) {
-	n := 0
-	for _, f := range b.Frames {
-		if f.fate == fateNone {
-			b.Frames[n] = f
-			n++
-		} else {
-			c.rxDropped[f.fate].Add(1)
-		}
-	}
-	b.Frames = b.Frames[:n]
-	c.delivered.Add(uint64(n))
+// receiveKept passes up a batch that those above may hold. Its frames count by
+// what was said of them before the calls returned; of one that is held without
+// a word nobody will tell us, so it counts as delivered.
+func (s *slot) receiveKept(c *shard, p *path, b *Batch, before *[BatchFrames]DropReason) {
+	s.out.lend(&b.up)
 	b.lender = s
 	// One hold for ourselves, so that an early Return does not end it while
 	// the batch is still being handed round.
-	b.keeps.Store(int32(len(p.receivers)) + 1)
-	s.kept.Add(1)
-	for _, r := range p.receivers {
-		r.protocol.impl.Receive(r, b)
-	}
-	s.giveBack(b)
-}
-
-// giveBack ends one hold of a kept receive.
-func (s *slot) giveBack(b *Batch) {
-	l := b.lender
-	if l == nil {
-		return // a fault of the protocol: it was borrowed, or came back twice
-	}
-	if b.keeps.Add(-1) == 0 {
-		b.lender = nil
-		l.adapter.Return(b)
-		l.returned()
-	}
-}
-
-func (s *slot) returned() {
-	if s.kept.Add(-1) == 0 {
-		select {
-		case s.idle <- struct{}{}:
-		default:
+	b.keeps.Store(1)
+	s.deliver(p, b)
+	if b.keeps.Load() > 1 {
+		for _, f := range b.Frames {
+			if f.fate == fateNone {
+				f.fate = fateDelivered
+			}
 		}
 	}
+	c.tallyReceive(b.Frames, before)
+	b.giveBack()
+}
+
+// giveBack ends one hold of a kept receive. Too many of them, and any of a
+// borrowed batch, are a fault of the protocol and end nothing.
+func (b *Batch) giveBack() {
+	if b.keeps.Add(-1) != 0 {
+		return
+	}
+	s := b.lender
+	if s == nil || !s.out.claim(&b.up) {
+		return
+	}
+	b.lender = nil
+	s.adapter.Return(b)
+	s.out.end()
 }
 
 // up passes a borrowed batch through the filters to the bindings.
@@ -261,11 +260,15 @@ func (s *slot) up(p *path, b *Batch) {
 	s.deliver(p, b)
 }
 
-// deliver hands a borrowed batch to every binding that wants it.
+// deliver hands a batch to every binding that wants it. Who wants only some
+// frames of a kept batch is lent those.
 func (s *slot) deliver(p *path, b *Batch) {
 	for _, r := range p.receivers {
 		filter := PacketFilter(r.filter.Load())
 		if filter&FilterPromiscuous != 0 {
+			if !b.Borrowed {
+				b.keeps.Add(1)
+			}
 			r.protocol.impl.Receive(r, b)
 			continue
 		}
@@ -274,13 +277,9 @@ func (s *slot) deliver(p *path, b *Batch) {
 }
 
 func (s *slot) deliverSome(p *path, r *Binding, filter PacketFilter, b *Batch) {
-	mac := p.mac
-	if s.primary != nil {
-		mac = r.slot.path.Load().mac
-	}
 	some := b.Worker.Scratch()
 	for _, f := range b.Frames {
-		if filter.wants(mac, f.Dst()) {
+		if filter.wants(p.mac, f.Dst()) {
 			some.Append(f)
 		} else if len(p.receivers) == 1 {
 			f.Drop(DropNotForUs)
@@ -301,35 +300,44 @@ func (s *slot) Dropped(w *Worker, r DropReason, n uint64) {
 
 // --- Sending -------------------------------------------------------------
 
-// send carries b down through the filters to the adapter.
-func (s *slot) send(b *Batch) {
-	w := b.Worker
-	w.enter()
+// send carries b, of worker w, which is inside, down through the filters to
+// the adapter.
+func (s *slot) send(w *Worker, b *Batch) {
 	p := s.path.Load()
 	switch {
 	case p.txClosed != DropNone:
 		s.reject(w, b, p.txClosed)
-	case p.send != nil:
-		if !b.Borrowed {
-			s.kept.Add(1)
-		}
+	case w.spare:
+		s.reject(w, b, DropPaused)
+	case p.send == nil:
+		s.transmit(w, p, b)
+	case b.Borrowed:
 		p.send.FilterSend(b)
 	default:
-		if !b.Borrowed {
-			s.kept.Add(1)
-		}
-		s.transmit(w, p, b)
+		s.sendLent(w, p, b)
 	}
-	w.leave()
 }
 
-// rejectSend completes a send that was not allowed to begin.
-func (s *slot) rejectSend(b *Batch, r DropReason) {
-	b.Worker.enter()
-	s.reject(b.Worker, b, r)
-	b.Worker.leave()
+// sendLent passes a kept batch through the filters, which see only lent ones:
+// they may take frames out of a batch, and nobody would give those back.
+func (s *slot) sendLent(w *Worker, p *path, b *Batch) {
+	lent := w.Scratch()
+	lent.Frames = append(lent.Frames, b.Frames...)
+	clear(lent.Status[:len(lent.Frames)])
+	p.send.FilterSend(lent)
+	n := 0
+	for i, f := range b.Frames {
+		b.Status[i] = DropNone // what a filter took out is gone as if it had been sent
+		if n < len(lent.Frames) && lent.Frames[n] == f {
+			b.Status[i] = lent.Status[n]
+			n++
+		}
+	}
+	w.Done(lent)
+	b.origin.protocol.impl.SendComplete(b.origin, b)
 }
 
+// reject completes a send that was not allowed to begin.
 func (s *slot) reject(w *Worker, b *Batch, r DropReason) {
 	for i := range b.Frames {
 		b.Status[i] = r
@@ -352,7 +360,7 @@ func (s *slot) transmit(w *Worker, p *path, b *Batch) {
 				segments := w.fin.finish(w, b, p.caps, p.mtu, s.adapter)
 				s.shard(w).tallySend(b, segments)
 				if !b.Borrowed {
-					s.completed(b)
+					b.origin.protocol.impl.SendComplete(b.origin, b)
 				}
 				return
 			}
@@ -363,35 +371,19 @@ func (s *slot) transmit(w *Worker, p *path, b *Batch) {
 		s.shard(w).tallySend(b, 0)
 		return
 	}
+	s.out.lend(&b.down)
 	s.adapter.Send(b)
 }
 
-// SendComplete implements AdapterHandle.
+// SendComplete implements AdapterHandle. What comes twice, or after it was
+// given up for lost, is a fault of the adapter and reaches nobody.
 func (s *slot) SendComplete(b *Batch) {
-	s.shard(b.Worker).tallySend(b, 0)
-	s.completed(b)
-}
-
-func (s *slot) completed(b *Batch) {
-	b.origin.protocol.impl.SendComplete(b.origin, b)
-	s.returned()
-}
-
-// drained waits until nothing that was kept is out any more. What never comes
-// back is declared orphaned: it lives in collected memory, so going on is safe.
-func (s *slot) drained(ctx context.Context) (orphans int64) {
-	for {
-		n := s.kept.Load()
-		if n <= 0 {
-			return 0
-		}
-		select {
-		case <-s.idle:
-		case <-ctx.Done():
-			s.kept.Store(0)
-			return n
-		}
+	if !s.out.claim(&b.down) {
+		return
 	}
+	s.shard(b.Worker).tallySend(b, 0)
+	b.origin.protocol.impl.SendComplete(b.origin, b)
+	s.out.end()
 }
 
 // --- Status and the end ---------------------------------------------------
@@ -404,12 +396,20 @@ func (s *slot) Clock() Clock { return s.core.clock }
 
 // NewWorker implements AdapterHandle.
 func (s *slot) NewWorker(queue int) *Worker {
-	return s.core.mustWorker(fmt.Sprintf("%s/rx%d", s.name, queue))
+	w, err := s.core.NewWorker(fmt.Sprintf("%s/rx%d", s.name, queue))
+	if err != nil {
+		// The call in progress, Initialize or Restart, fails when it returns.
+		s.crowded.Store(true)
+		w = &Worker{id: MaxWorkers, spare: true, name: s.name, core: s.core, moved: make(chan struct{}, 1)}
+	}
+	return w
 }
 
 // IndicateStatus implements AdapterHandle. Everybody above hears of it on the
 // caller's goroutine; the control side takes note afterwards.
 func (s *slot) IndicateStatus(st Status) {
+	s.out.begin()
+	defer s.out.end()
 	if s.alive.Load() == aliveNo {
 		return // H-13: nothing after Halt
 	}
@@ -445,7 +445,7 @@ func (s *slot) statusUp(st Status) {
 
 // Remove implements AdapterHandle (NdisMRemoveMiniport).
 func (s *slot) Remove(why string) error {
-	if s.alive.Load() != aliveYes || s.gone.Load() != nil || !s.removing.CompareAndSwap(nil, &why) {
+	if s.alive.Load() != aliveYes || s.gone.Load() != nil || !s.removing.CompareAndSwap(nil, &mark{why: why}) {
 		return fmt.Errorf("adapter %s: remove: %w: not running, or already being removed", s.name, ErrFailure)
 	}
 	s.leave(why)
@@ -454,7 +454,7 @@ func (s *slot) Remove(why string) error {
 
 // SurpriseRemove implements AdapterHandle.
 func (s *slot) SurpriseRemove(why string) {
-	if s.alive.Load() == aliveNo || !s.gone.CompareAndSwap(nil, &why) {
+	if a := s.alive.Load(); a == aliveNo || a == aliveHalting || !s.gone.CompareAndSwap(nil, &mark{why: why}) {
 		return
 	}
 	s.leave(why)
@@ -470,14 +470,18 @@ func (s *slot) leave(why string) {
 
 // request sends one OID to the adapter.
 func (s *slot) request(ctx context.Context, req *OIDRequest) error {
+	select {
+	case s.oids <- struct{}{}:
+		defer func() { <-s.oids }()
+	case <-ctx.Done():
+		return fmt.Errorf("adapter %s: OID %#08x: another request does not return: %w", s.name, uint32(req.ID), ctx.Err())
+	}
 	if s.gone.Load() != nil {
 		return fmt.Errorf("adapter %s: OID %#08x: %w", s.name, uint32(req.ID), ErrNotAccepted)
 	}
-	if s.alive.Load() == aliveNo {
+	if s.alive.Load() != aliveYes {
 		return fmt.Errorf("adapter %s: OID %#08x: %w", s.name, uint32(req.ID), ErrInvalidState)
 	}
-	s.oids.Lock()
-	defer s.oids.Unlock()
 	if err := s.adapter.Request(ctx, req); err != nil {
 		return fmt.Errorf("adapter %s: OID %#08x: %w", s.name, uint32(req.ID), err)
 	}
@@ -506,7 +510,18 @@ func (t slotTop) receive(b *Batch) { t.s.deliver(t.s.path.Load(), b) }
 
 type slotBottom struct{ s *slot }
 
-func (t slotBottom) send(b *Batch) { t.s.transmit(b.Worker, t.s.path.Load(), b) }
+func (t slotBottom) send(b *Batch) {
+	if b.Borrowed {
+		t.s.transmit(b.Worker, t.s.path.Load(), b)
+		return
+	}
+	// A filter's own, which is its own again when Send returns (F-9).
+	lent := b.Worker.Scratch()
+	lent.Frames = append(lent.Frames, b.Frames...)
+	t.s.transmit(b.Worker, t.s.path.Load(), lent)
+	copy(b.Status[:], lent.Status[:len(lent.Frames)])
+	b.Worker.Done(lent)
+}
 
 type filterUp struct{ f ReceiveFilter }
 
@@ -542,6 +557,8 @@ func (m *filterModule) IndicateReceive(b *Batch) { (*m.up.Load()).receive(b) }
 
 // IndicateStatus implements FilterHandle.
 func (m *filterModule) IndicateStatus(st Status) {
+	m.slot.out.begin()
+	defer m.slot.out.end()
 	for _, n := range m.slot.filters[m.index+1:] {
 		if f, ok := n.filter.(StatusFilter); ok && n.attached.Load() {
 			f.FilterStatus(st)

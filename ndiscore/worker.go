@@ -22,6 +22,8 @@ type Worker struct {
 	name string
 	core *Core
 
+	spare bool // beyond MaxWorkers: in no table, carries nothing
+
 	depth  int         // nested calls into the core; the worker's goroutine only
 	fin    finisher    // scratch for what an egress adapter cannot do; the same
 	lent   []*Batch    // free scratch batches; the same
