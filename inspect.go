@@ -105,12 +105,19 @@ func (s *Switch) Stats(ctx context.Context) (control.Stats, error) {
 		st.Adapters[a.Name] = a.Counters
 	}
 	for _, b := range s.bridges {
-		st.Bridges[b.name] = b.bridge.Stats().Map()
+		st.Bridges[b.name] = bridgeStats(b.bridge.Stats())
 	}
 	if s.router != nil {
 		st.Router = s.router.Stats()
 	}
 	return st, nil
+}
+
+func bridgeStats(s bridge.Stats) map[string]uint64 {
+	return map[string]uint64{
+		"entries": uint64(s.Entries), "limit": uint64(s.Limit), "learned": s.Learned, "moved": s.Moved, "aged": s.Aged,
+		"flushed": s.Flushed, "full": s.Full, "flooded": s.Flooded, "copies": s.Copies, "announced": s.Announced,
+	}
 }
 
 // Events returns the events numbered above after that are still kept, how many

@@ -118,13 +118,6 @@ func New(o Options) (*Switch, error) {
 		}
 		s.router = r
 	}
-	if ms := s.probed(); len(ms) > 0 {
-		p, err := health.New(health.Options{Members: ms, Clock: o.Clock, Observe: s.core.Observe})
-		if err != nil {
-			return nil, err
-		}
-		s.prober = p
-	}
 	return s, nil
 }
 
@@ -145,7 +138,7 @@ func (s *Switch) routerOptions() stack.Options {
 		o.Interfaces = append(o.Interfaces, stack.Interface{Name: i.Name, On: i.On, Addresses: i.Addresses, MTU: i.MTU})
 	}
 	for _, r := range s.cfg.Routes {
-		o.Routes = append(o.Routes, stack.Route{To: r.To.Prefix, Via: r.Via, Interface: r.Interface, Metric: r.Metric})
+		o.Routes = append(o.Routes, stack.Route{To: r.To, Via: r.Via, Interface: r.Interface, Metric: int(r.Metric)})
 	}
 	return o
 }
@@ -224,6 +217,16 @@ func (s *Switch) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if ms := s.probed(); len(ms) > 0 {
+		p, err := health.New(health.Options{Members: ms, Core: s.core, Clock: s.clock, Identity: machineID()})
+		if err != nil {
+			return err
+		}
+		s.prober = p
+		if err := s.core.AddProtocol(ctx, p.Spec()); err != nil {
+			return err
+		}
+	}
 	for _, b := range s.cfg.Bundles {
 		spec, err := bundleSpec(b)
 		if err != nil {
@@ -233,19 +236,11 @@ func (s *Switch) start(ctx context.Context) error {
 			return err
 		}
 	}
-	for i, b := range s.bridges {
+	for _, b := range s.bridges {
 		if err := s.core.AddVirtual(ctx, b.name, b.bridge, nil); err != nil {
 			return err
 		}
-		if err := s.core.AddProtocol(ctx, ndiscore.ProtocolSpec{Name: "bridge " + b.name, Protocol: b.bridge, Targets: s.cfg.Bridges[i].Ports}); err != nil {
-			return err
-		}
-	}
-	if s.prober != nil {
-		if err := s.prober.Start(s.core); err != nil {
-			return err
-		}
-		if err := s.core.AddProtocol(ctx, ndiscore.ProtocolSpec{Name: "health", Protocol: s.prober, Targets: s.prober.Targets()}); err != nil {
+		if err := s.core.AddProtocol(ctx, b.bridge.Spec()); err != nil {
 			return err
 		}
 	}
@@ -324,12 +319,17 @@ func parseMAC(text string) (ndiscore.MAC, error) {
 // stableMAC is the address of a virtual adapter: the same on every start of the
 // same machine, another one on another machine.
 func stableMAC(name string) ndiscore.MAC {
+	return ndiscore.LocalMAC("vswitch", machineID(), name)
+}
+
+// machineID tells this machine from others (machine-id(5)).
+func machineID() string {
 	id, err := os.ReadFile("/etc/machine-id")
 	if err != nil {
 		host, _ := os.Hostname()
-		id = []byte(host)
+		return host
 	}
-	return ndiscore.LocalMAC("vswitch", strings.TrimSpace(string(id)), name)
+	return strings.TrimSpace(string(id))
 }
 
 // logEvents writes each event to the log: the one place where a change of state

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -26,22 +27,54 @@ func (h *Host) edit(ifname, doing string, fn func(l netlink.Link) error) error {
 	return h.lab.check(h.withLink(ifname, doing, fn))
 }
 
-// AddAddr gives the interface addresses with prefix, such as "10.0.0.2/24" or "2001:db8::2/64", usable at
-// once.
+// AddAddr gives the interface addresses with prefix, such as "10.0.0.2/24" or "2001:db8::2/64", usable when
+// it returns. (The link-local address that the kernel adds by itself comes a moment after the link.)
 func (h *Host) AddAddr(ifname string, cidrs ...string) error {
 	for _, cidr := range cidrs {
+		var ip net.IP
 		err := h.edit(ifname, "add address "+cidr+" to", func(l netlink.Link) error {
 			a, err := parseAddr(cidr)
 			if err != nil {
 				return err
 			}
+			ip = a.IP
 			return h.nl.AddrReplace(l, a)
 		})
+		if err == nil && ip.To4() == nil {
+			err = h.lab.check(h.awaitAddr(ifname, ip))
+		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// awaitAddr waits until an IPv6 address takes part. There is no duplicate address detection to wait for,
+// but it is a worker of the kernel that finds this out, and only then joins the multicast group in which
+// neighbours ask for the address: the first question would get lost and the next comes a second later.
+func (n *Namespace) awaitAddr(ifname string, ip net.IP) error {
+	var gone error // no use to wait on
+	err := Eventually(context.Background(), fmt.Sprintf("address %v on %s of %s", ip, ifname, n.name), func() error {
+		err := n.withLink(ifname, "list addresses of", func(l netlink.Link) error {
+			list, err := n.nl.AddrList(l, unix.AF_INET6)
+			if err != nil {
+				return err
+			}
+			for _, a := range list {
+				if a.IP.Equal(ip) && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+					return nil
+				}
+			}
+			return errNotYet
+		})
+		if errors.Is(err, errNotYet) {
+			return err
+		}
+		gone = err
+		return nil
+	})
+	return errors.Join(err, gone)
 }
 
 // DelAddr takes an address away.
@@ -60,11 +93,7 @@ func parseAddr(cidr string) (*netlink.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: write it as 10.0.0.2/24 or 2001:db8::2/64", err)
 	}
-	a := &netlink.Addr{IPNet: ipNet(p)}
-	if p.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD // also right where accept_dad could not be set
-	}
-	return a, nil
+	return &netlink.Addr{IPNet: ipNet(p)}, nil
 }
 
 // ipNet keeps the host bits: it serves addresses as well as routes.

@@ -212,7 +212,7 @@ func (p *pinger) setUp(fd int) error {
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20) // a bigger one only helps
 	if p.o.Source.IsValid() {
-		sa := unix.Sockaddr(&unix.SockaddrInet4{})
+		var sa unix.Sockaddr
 		if p.v6 {
 			sa = &unix.SockaddrInet6{Addr: p.o.Source.As16()}
 		} else {

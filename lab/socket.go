@@ -85,6 +85,14 @@ func (s *socket) send(p []byte, to unix.Sockaddr) error {
 
 func (s *socket) close() error { return s.f.Close() }
 
+// closeOnce is for owners that may close it twice.
+func (s *socket) closeOnce() error {
+	if err := s.f.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // sockaddr turns an address into the kernel's form; a zone is looked up in this namespace.
 func (n *Namespace) sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
 	ip := a.Addr().Unmap()

@@ -91,7 +91,8 @@ type TCPBulk struct {
 	doneOnce sync.Once
 	wg       sync.WaitGroup
 	forget   func()
-	unhook   func() bool
+	unhook   func() bool   // no longer listens to the context; false when that has ended
+	broken   chan struct{} // closed when the end of the context has been dealt with
 	began    time.Time
 
 	stopOnce sync.Once
@@ -113,14 +114,17 @@ func (h *Host) StartTCPBulk(ctx context.Context, b *Host, dst netip.Addr, o TCPB
 	if err != nil {
 		return nil, fmt.Errorf("lab: tcp bulk %s to %s at %v: %w", h.name, b.name, dst, err)
 	}
-	s := &TCPBulk{o: o, a: ca, b: cb, done: make(chan struct{}), began: time.Now()}
+	s := &TCPBulk{o: o, a: ca, b: cb, done: make(chan struct{}), broken: make(chan struct{}), began: time.Now()}
 	s.forget = h.lab.OnClose("tcp bulk "+h.name+" to "+b.name, func() error {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel() // a lab that closes does not wait for the data
 		_, _ = s.Stop(ctx)
 		return nil
 	})
-	s.unhook = context.AfterFunc(ctx, func() { s.breakOff(context.Cause(ctx)) })
+	s.unhook = context.AfterFunc(ctx, func() {
+		defer close(s.broken)
+		s.breakOff(context.Cause(ctx))
+	})
 	s.ab.start(s, ca, cb)
 	if o.Duplex {
 		s.ba.start(s, cb, ca)
@@ -406,11 +410,13 @@ func (s *TCPBulk) stop(ctx context.Context) {
 		ctx, cancel = context.WithTimeout(ctx, eventuallyLimit)
 		defer cancel()
 	}
+	if !s.unhook() {
+		<-s.broken
+	}
 	s.halt()
 	unhook := context.AfterFunc(ctx, func() { s.breakOff(fmt.Errorf("stop: %w", ctxErr(ctx))) })
 	s.wg.Wait()
 	unhook()
-	s.unhook()
 
 	s.mu.Lock()
 	t := s.totalsLocked()

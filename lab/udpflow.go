@@ -10,8 +10,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"runtime"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,7 +70,7 @@ type DirectionStats struct {
 	SendErrors           uint64 // refused by the sender's kernel; lost as well
 	Overrun              uint64 // dropped by the receiver's own full socket, which is no fault of the network; lost as well
 
-	LongestGap time.Duration // longest time without an arrival, by the kernel's receive time
+	LongestGap time.Duration // longest time without an arrival, by the kernel's receive time; one that lasts counts up to the end of the phase
 	GapAt      time.Time     // when it began
 	SenderLate time.Duration // by how much the sender missed its schedule at worst: what a gap may owe to a busy machine
 	MeanDelay  time.Duration // one way
@@ -155,35 +153,47 @@ func newUDPFlow(a, b *Host, dst netip.Addr, o UDPFlowOptions) (*UDPFlow, error) 
 	ab, ba := newFlowDirection(), newFlowDirection()
 	f.a.out, f.a.in, f.b.out, f.b.in = ab, ba, ba, ab
 
-	network := "udp4"
-	if dst.Is6() {
-		network = "udp6"
-	}
-	listen := o.Listen
-	if !listen.IsValid() {
-		listen = netip.AddrPortFrom(dst, o.Port)
-	}
+	var to netip.AddrPort
 	var err error
-	f.b.conn, err = listenUDP(b, network, listen)
-	if errors.Is(err, unix.EADDRNOTAVAIL) && !o.Listen.IsValid() {
-		f.b.conn, err = listenUDP(b, network, netip.AddrPortFrom(unspecified(dst), o.Port))
-	}
-	if err != nil {
+	if f.a.conn, f.b.conn, to, err = udpPair(a, b, dst, o.Port, o.Listen); err != nil {
 		return nil, err
 	}
-	if f.a.conn, err = listenUDP(a, network, netip.AddrPortFrom(unspecified(dst), 0)); err != nil {
+	if err := errors.Join(flowSocketOptions(f.a.conn), flowSocketOptions(f.b.conn)); err != nil {
+		f.a.conn.Close()
 		f.b.conn.Close()
 		return nil, err
 	}
-	port := o.Port
-	if port == 0 {
-		port = f.b.conn.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-	}
-	to := netip.AddrPortFrom(dst, port)
 	f.a.peer.Store(&to)
 	f.wg.Go(func() { f.receive(&f.a, &f.b) })
 	f.wg.Go(func() { f.receive(&f.b, &f.a) })
 	return f, nil
+}
+
+// udpPair opens a socket on each host and tells where a reaches b's.
+func udpPair(a, b *Host, dst netip.Addr, port uint16, listen netip.AddrPort) (ca, cb *net.UDPConn, to netip.AddrPort, err error) {
+	network := "udp4"
+	if dst.Is6() {
+		network = "udp6"
+	}
+	at := listen
+	if !at.IsValid() {
+		at = netip.AddrPortFrom(dst, port)
+	}
+	cb, err = listenUDP(b, network, at)
+	if errors.Is(err, unix.EADDRNOTAVAIL) && !listen.IsValid() {
+		cb, err = listenUDP(b, network, netip.AddrPortFrom(unspecified(dst), port))
+	}
+	if err != nil {
+		return nil, nil, to, err
+	}
+	if ca, err = listenUDP(a, network, netip.AddrPortFrom(unspecified(dst), 0)); err != nil {
+		cb.Close()
+		return nil, nil, to, err
+	}
+	if port == 0 {
+		port = cb.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	}
+	return ca, cb, netip.AddrPortFrom(dst, port), nil
 }
 
 func unspecified(like netip.Addr) netip.Addr {
@@ -201,10 +211,6 @@ func listenUDP(h *Host, network string, at netip.AddrPort) (*net.UDPConn, error)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: listen on %v: %w", h.name, at, err)
-	}
-	if err := flowSocketOptions(c); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("%s: %w", h.name, err)
 	}
 	return c, nil
 }
@@ -258,6 +264,8 @@ func (f *UDPFlow) begin() {
 	f.snap.began = time.Now()
 	f.snap.last = f.snap.began
 	f.snap.Unlock()
+	f.a.in.open(f.snap.began)
+	f.b.in.open(f.snap.began)
 	f.sends.Go(func() { f.send(&f.a, dirAB) })
 	if !f.o.OneWay {
 		f.sends.Go(func() { f.send(&f.b, dirBA) })
@@ -305,9 +313,6 @@ func (f *UDPFlow) send(s *flowSide, dir byte) {
 	for i := flowHeader; i < len(b); i++ {
 		b[i] = byte(i * 7)
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	defer prompt()()
 	start := monotonic()
 	for seq := uint64(0); ; seq++ {
 		due := start + time.Duration(float64(seq)*float64(time.Second)/float64(f.o.Rate))
@@ -407,6 +412,7 @@ type flowDirection struct {
 		seen     []uint64 // one bit per sequence number
 		start    uint64   // first of the present phase
 		bound    uint64   // first of the next phase while a snapshot waits, else MaxUint64
+		boundAt  int64    // when that was decided
 		cur, nxt phase
 		total    phase
 		highest  uint64
@@ -414,7 +420,6 @@ type flowDirection struct {
 		lastAt   int64
 		overruns uint32
 		errs     uint64 // of sendErrors, those reported
-		closed   uint64 // datagrams received by the phases before the present one
 	}
 }
 
@@ -429,6 +434,13 @@ func newFlowDirection() *flowDirection {
 	d := &flowDirection{}
 	d.mu.bound = math.MaxUint64
 	return d
+}
+
+// open says when the first gap begins.
+func (d *flowDirection) open(at time.Time) {
+	d.mu.Lock()
+	d.mu.lastAt = at.UnixNano()
+	d.mu.Unlock()
 }
 
 func (d *flowDirection) corrupted() {
@@ -449,8 +461,9 @@ func (d *flowDirection) arrived(seq uint64, sent, at int64, overruns uint32) {
 		p.overrun += uint64(overruns - m.overruns) // the kernel's counter wraps, and so does this
 		m.overruns = overruns
 	}
-	if m.any && at-m.lastAt > p.gap {
-		p.gap, p.gapAt = at-m.lastAt, m.lastAt
+	p.silent(m.lastAt, at)
+	if seq >= m.bound {
+		m.cur.silent(m.lastAt, m.boundAt) // the phase that ended meanwhile has its part of it
 	}
 	m.lastAt = max(m.lastAt, at)
 	for uint64(len(m.seen)) <= seq/64 {
@@ -476,9 +489,9 @@ func (d *flowDirection) arrived(seq uint64, sent, at int64, overruns uint32) {
 }
 
 // mark ends the present phase at what has been sent so far.
-func (d *flowDirection) mark() {
+func (d *flowDirection) mark(at time.Time) {
 	d.mu.Lock()
-	d.mu.bound = d.next.Load()
+	d.mu.bound, d.mu.boundAt = d.next.Load(), at.UnixNano()
 	d.mu.Unlock()
 }
 
@@ -494,6 +507,7 @@ func (d *flowDirection) cut() DirectionStats {
 	defer d.mu.Unlock()
 	m := &d.mu
 	m.cur.senderLate = d.senderLate.Swap(0)
+	m.cur.silent(m.lastAt, m.boundAt)
 	s := m.cur.stats(m.bound - m.start)
 	errs := d.sendErrors.Load()
 	s.SendErrors, m.errs = errs-m.errs, errs
@@ -512,6 +526,13 @@ func (d *flowDirection) whole() DirectionStats {
 	s := t.stats(d.mu.start)
 	s.SendErrors = d.mu.errs
 	return s
+}
+
+// silent notes that nothing came in between.
+func (p *phase) silent(from, to int64) {
+	if to-from > p.gap {
+		p.gap, p.gapAt = to-from, from
+	}
 }
 
 func (p *phase) add(q phase) {
@@ -561,9 +582,9 @@ func (f *UDPFlow) snapshotLocked(ctx context.Context) FlowStats {
 	ctx, cancel := context.WithTimeout(ctx, f.o.Settle)
 	defer cancel()
 	ab, ba := f.a.out, f.b.out
-	ab.mark()
-	ba.mark()
 	now := time.Now()
+	ab.mark(now)
+	ba.mark(now)
 	s := FlowStats{Elapsed: now.Sub(f.snap.last)}
 	f.snap.last = now
 	// What has not come when the time is up is lost: the counters say so.
@@ -614,18 +635,4 @@ func storeMax(a *atomic.Int64, v int64) {
 			return
 		}
 	}
-}
-
-func prompt() func() {
-	a, err := unix.SchedGetAttr(0, 0)
-	if err != nil { println(err.Error()); return func() {} }
-	old := *a
-	switch os.Getenv("PROMPT") {
-	case "slice": a.Runtime = 100_000
-	case "nice": a.Nice = -15
-	case "both": a.Nice = -15; a.Runtime = 100_000
-	default: return func() {}
-	}
-	if err := unix.SchedSetAttr(0, a, 0); err != nil { println(err.Error()) }
-	return func() { unix.SchedSetAttr(0, &old, 0) }
 }

@@ -24,8 +24,6 @@ func (e End) String() string {
 	return "B"
 }
 
-func (e End) other() End { return 1 - e }
-
 // Wire joins two hosts so that the ends fail separately: veth, kernel bridge, veth, with the bridge in a
 // namespace of its own. When one end is deleted the other keeps its carrier, as behind a real switch.
 //
@@ -140,7 +138,9 @@ func (w *Wire) Restore(e End) error {
 	return nil
 }
 
-// Unplug takes the carrier of one end away; the interface stays, and the other end keeps its carrier.
+// Unplug takes the carrier of one end away; the interface stays, and the other end keeps its carrier. The
+// kernel stops passing packets at once, but announces a lost carrier up to a second later when it announced
+// another one just before.
 func (w *Wire) Unplug(e End) error {
 	return w.lab.check(w.mid.withLink(wirePorts[e], "unplug end "+e.String()+" at port", w.mid.nl.LinkSetDown))
 }

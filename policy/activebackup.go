@@ -39,7 +39,9 @@ func (ActiveBackup) Decide(v ndiscore.BundleView) ndiscore.BundleDecision {
 	for i := range v.Members {
 		d.Verdicts[i] = verdict(&v, i, active, v.Now)
 	}
-	d.Successors = successors(d.Verdicts, active)
+	if v.DownDelay == 0 {
+		d.Successors = successors(d.Verdicts, active)
+	}
 	d.Recheck = recheck(&v, active, d.Verdicts)
 	return d
 }

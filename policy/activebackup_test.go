@@ -100,7 +100,9 @@ func TestActiveBackup(t *testing.T) {
 		{name: "all stay down", view: view{Active: -1, Members: members{member("a", linkDown(0))}},
 			active: -1, verdict: []ndiscore.Verdict{down}},
 		{name: "down delay keeps it", view: view{Active: 0, DownDelay: time.Second, Members: members{member("a", linkDown(300*time.Millisecond)), member("b")}},
-			active: 0, succ: []int{1}, verdict: []ndiscore.Verdict{down, up}, recheck: 700 * time.Millisecond},
+			active: 0, verdict: []ndiscore.Verdict{down, up}, recheck: 700 * time.Millisecond},
+		{name: "down delay leaves the data path no successors", view: view{Active: 0, DownDelay: time.Second, Members: members{member("a"), member("b")}},
+			active: 0, verdict: []ndiscore.Verdict{up, up}},
 		{name: "down delay over", view: view{Active: 0, DownDelay: time.Second, Members: members{member("a", linkDown(time.Second)), member("b")}},
 			active: 1, verdict: []ndiscore.Verdict{down, up}, why: "a link disconnected for 1s"},
 		{name: "down delay is for links only", view: view{Active: 0, DownDelay: time.Second, Members: members{member("a", stopped, since(0)), member("b")}},
@@ -303,8 +305,8 @@ func TestActiveBackupProperties(t *testing.T) {
 				t.Fatalf("member %d is %s", i, d.Verdicts[i])
 			}
 		}
-		if d.Active >= 0 && others > 0 && len(d.Successors) == 0 {
-			t.Fatal("a usable member is left, yet there is no successor")
+		if want := d.Active >= 0 && others > 0 && v.DownDelay == 0; want != (len(d.Successors) > 0) {
+			t.Fatalf("successors %v with %d usable members left and down delay %s", d.Successors, others, v.DownDelay)
 		}
 		same(t, v, d)
 

@@ -23,6 +23,9 @@
 //     active, delays and the fail-back policy are ignored: any path is better
 //     than none, and the first in order of preference wins that shows no sign
 //     of failure.
+//   - Successors are where the data path may go by itself, without asking: the
+//     members that are not held, or all that are alive. With a DownDelay there
+//     are none, since the data path cannot tell a lost link from worse.
 //   - Fail-back goes to the most preferred member that stands before the active
 //     one and is not held: always, only if its link is faster, or never.
 //   - A verdict that rests on probes while our own scheduler was late is

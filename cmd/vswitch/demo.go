@@ -363,7 +363,7 @@ func (d *demo) actTeam(ctx context.Context) error {
 	d.printf("   UDP 1 kHz  lost %d to the server, %d to the client; longest gap %.1f ms\n", b.Lost.ToServer, b.Lost.ToClient, b.OutageMs)
 	d.printf("   TCP        %s\n\n", yes(b.TCPSurvived, "same connection, no byte wrong", "BROKEN"))
 
-	_, tcpErr := tcp.Stop()
+	_, tcpErr := tcp.Stop(ctx)
 	return errors.Join(tcpErr, udp.Stop(), sw.Stop())
 }
 

@@ -36,7 +36,7 @@ type Options struct {
 	MACLimit int            // most addresses learned; 0: DefaultMACLimit
 	Clock    ndiscore.Clock // nil: the core's
 	// Event hears what people may want to know, never on the packet path and
-	// never per frame; may be nil.
+	// never per frame; may be nil. It must not wait for the core.
 	Event func(what, port, from, to, why string)
 }
 
@@ -46,16 +46,18 @@ type Bridge struct {
 	fdb  *fdb
 
 	view    atomic.Pointer[view]                   // ports as the data path sees them; replaced whole
-	above   atomic.Pointer[ndiscore.AdapterHandle] // nil unless the virtual adapter runs
+	handle  atomic.Pointer[ndiscore.AdapterHandle] // from Initialize to Halt
+	above   atomic.Pointer[ndiscore.AdapterHandle] // from Restart to Pause: frames may go up
 	filter  atomic.Uint32                          // ndiscore.PacketFilter of those bound above, united
 	scratch [ndiscore.MaxWorkers]atomic.Pointer[scratch]
 
 	news atomic.Int32 // link states to be told above, see tellLink
 
-	mu     sync.Mutex // guards all below, and replacing view; before fdb.mu, never held on the packet path
+	fullTold bool // the keeper's own: an event said that the table is full
+
+	mu     sync.Mutex // guards all below, and replacing view; before fdb.mu, never taken on the packet path
 	ports  []*port    // by id, nil where nothing is bound
-	handle ndiscore.AdapterHandle
-	keeper *keeper // nil unless initialised
+	keeper *keeper    // from Initialize to Halt
 }
 
 var (
@@ -147,6 +149,9 @@ func stableMAC(name string) ndiscore.MAC {
 // Name is the bridge's name, and its virtual adapter's.
 func (b *Bridge) Name() string { return b.opts.Name }
 
+// Kind names the virtual miniport's driver.
+func (b *Bridge) Kind() string { return "bridge" }
+
 // MAC is the virtual adapter's address.
 func (b *Bridge) MAC() ndiscore.MAC { return b.opts.MAC }
 
@@ -220,14 +225,18 @@ func (b *Bridge) publishLocked() {
 	b.view.Store(v)
 }
 
-// change alters port state under the lock, publishes it, forgets what is
-// behind a port that went down, and tells those above about the link.
+// change alters the state of a bound port under the lock, publishes it,
+// forgets what was behind it if its link went down, and tells those above.
 func (b *Bridge) change(p *port, f func()) {
 	b.mu.Lock()
+	if b.ports[p.id] != p {
+		b.mu.Unlock()
+		return // a late status: the port has been unbound
+	}
 	was := p.connected
 	f()
 	b.publishLocked()
-	lost := was && !p.connected || b.ports[p.id] != p
+	lost := was && !p.connected
 	b.mu.Unlock()
 	if lost {
 		b.fdb.flush(p.id)
@@ -262,11 +271,8 @@ func (b *Bridge) tellLink() {
 		return
 	}
 	for {
-		b.mu.Lock()
-		h := b.handle
-		b.mu.Unlock()
-		if h != nil {
-			h.IndicateStatus(b.linkState())
+		if h := b.handle.Load(); h != nil {
+			(*h).IndicateStatus(b.linkState())
 		}
 		if b.news.CompareAndSwap(n, 0) {
 			return
@@ -300,7 +306,10 @@ func (b *Bridge) Bind(ctx context.Context, bd *ndiscore.Binding) error {
 	if err := bd.SetPacketFilter(ctx, ndiscore.FilterPromiscuous); err != nil {
 		return fmt.Errorf("bridge %s: bind %s: %w", b.opts.Name, bd.Target(), err)
 	}
-	b.change(p, func() { b.ports[id] = p })
+	b.mu.Lock()
+	b.ports[id] = p
+	b.publishLocked()
+	b.mu.Unlock()
 	return nil
 }
 
@@ -313,10 +322,9 @@ func (b *Bridge) Unbind(_ context.Context, bd *ndiscore.Binding) {
 	b.change(p, func() {
 		p.running, p.connected = false, false
 		p.up.Store(false)
-		if b.ports[p.id] == p {
-			b.ports[p.id] = nil
-		}
+		b.ports[p.id] = nil
 	})
+	b.fdb.flush(p.id)
 	b.forget(p)
 }
 
@@ -361,13 +369,13 @@ func (b *Bridge) Status(bd *ndiscore.Binding, s ndiscore.Status) {
 		b.change(p, p.look)
 	case ndiscore.NetworkChange:
 		b.mu.Lock()
-		h, k := b.handle, b.keeper
+		k := b.keeper
 		b.mu.Unlock()
 		if k != nil {
 			k.announce(p, s.Why)
 		}
-		if h != nil {
-			h.IndicateStatus(ndiscore.NetworkChange{Why: "port " + p.name + ": " + s.Why})
+		if h := b.handle.Load(); h != nil {
+			(*h).IndicateStatus(ndiscore.NetworkChange{Why: "port " + p.name + ": " + s.Why})
 		}
 	}
 }
@@ -384,9 +392,13 @@ func (b *Bridge) Initialize(_ context.Context, h ndiscore.AdapterHandle) (ndisco
 	if clock == nil {
 		clock = h.Clock()
 	}
+	w := h.NewWorker(0)
+	if w == nil {
+		return ndiscore.Attributes{}, fmt.Errorf("bridge %s: keeper: %w: too many workers", b.opts.Name, ndiscore.ErrResources)
+	}
+	b.handle.Store(&h)
 	b.mu.Lock()
-	b.handle = h
-	b.keeper = newKeeper(b, clock, h.NewWorker(0))
+	b.keeper = newKeeper(b, clock, w)
 	mtu := b.opts.MTU
 	if mtu == 0 {
 		for _, p := range b.ports {
@@ -411,10 +423,7 @@ func (b *Bridge) Initialize(_ context.Context, h ndiscore.AdapterHandle) (ndisco
 
 // Restart implements ndiscore.Adapter.
 func (b *Bridge) Restart(context.Context) error {
-	b.mu.Lock()
-	h := b.handle
-	b.mu.Unlock()
-	b.above.Store(&h)
+	b.above.Store(b.handle.Load())
 	// What changed since Initialize looked was told to a core that was not
 	// listening yet.
 	b.tellLink()
@@ -429,8 +438,9 @@ func (b *Bridge) Pause(context.Context) { b.above.Store(nil) }
 func (b *Bridge) Halt(context.Context, ndiscore.HaltAction) {
 	b.mu.Lock()
 	k := b.keeper
-	b.keeper, b.handle = nil, nil
+	b.keeper = nil
 	b.mu.Unlock()
+	b.handle.Store(nil)
 	if k != nil {
 		k.close()
 	}

@@ -1,15 +1,15 @@
 // Package bridge is a learning switch (IEEE 802.1D), built as an NDIS MUX
 // intermediate driver: many adapters below, one virtual adapter above.
 //
-//	     protocols above: router, prober …
-//	        ▲ receive, status   │ send
-//	   ┌────┴───────────────────▼────┐
-//	   │ virtual adapter "lan"       │  ndiscore.Adapter
-//	   │     forwarding database     │
-//	   │ lower edge                  │  ndiscore.Protocol
-//	   └─┬────────┬────────┬─────────┘
-//	     ▼        ▼        ▼
-//	   tap0     tap1      wan (a team)
+//	  protocols above: router, prober …
+//	     ▲ receive, status   │ send
+//	┌────┴───────────────────▼────┐
+//	│ virtual adapter "lan"       │  ndiscore.Adapter
+//	│     forwarding database     │
+//	│ lower edge                  │  ndiscore.Protocol
+//	└─┬────────┬────────┬─────────┘
+//	  ▼        ▼        ▼
+//	tap0     tap1      wan (a team)
 //
 // One *Bridge is both edges. Hand it to the core as the virtual adapter of its
 // name and as the protocol that Spec describes.

@@ -198,10 +198,7 @@ func (t *fdb) expire(age time.Duration) {
 // flush deletes what was learned on port id, and reports how much. To keep the
 // port from being learned again at the same time, take it down first.
 func (t *fdb) flush(id uint16) (n int) {
-	// Whoever is learning now may still have seen the port up: let it finish
-	// before looking.
-	t.mu.Lock()
-	t.mu.Unlock() //nolint:staticcheck // an empty section on purpose
+	t.settle()
 	for i := range t.words {
 		w := t.words[i].Load()
 		if w == 0 || w&portMask != uint64(id) {
@@ -217,6 +214,13 @@ func (t *fdb) flush(id uint16) (n int) {
 		t.mu.Unlock()
 	}
 	return n
+}
+
+// settle waits for whoever is learning now: it may still have seen a port up
+// that has gone down.
+func (t *fdb) settle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 }
 
 // roomAgain ends an episode of fullness once a tenth of the table is free, and

@@ -286,10 +286,7 @@ func (b *Bridge) Send(batch *ndiscore.Batch) {
 	b.count(w, flooded, copies)
 	s.busy = false
 	if !batch.Borrowed {
-		b.mu.Lock()
-		h := b.handle
-		b.mu.Unlock()
-		h.SendComplete(batch)
+		(*b.handle.Load()).SendComplete(batch)
 	}
 }
 

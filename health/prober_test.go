@@ -1,0 +1,352 @@
+package health
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/seed-b14e907b/vswitch/lab"
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// seen is a core whose observations the test reads.
+type seen struct {
+	*ndiscore.Core
+	mu  sync.Mutex
+	all []ndiscore.Observation
+}
+
+func (s *seen) Observe(o ndiscore.Observation) {
+	s.mu.Lock()
+	s.all = append(s.all, o)
+	s.mu.Unlock()
+	s.Core.Observe(o)
+}
+
+func (s *seen) count(kind ndiscore.ObservationKind) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.all {
+		if o.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *seen) take() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, o := range s.all {
+		kind := []string{"", "sent", "answered", "lost"}[o.Kind]
+		if o.Late {
+			kind += " late"
+		}
+		out = append(out, o.Adapter+" "+kind+": "+o.Detail)
+	}
+	s.all = nil
+	return out
+}
+
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	if err := lab.Eventually(context.Background(), what, func() error {
+		if !cond() {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runCore runs a core until the test ends.
+func runCore(t *testing.T, o ndiscore.Options) *seen {
+	s := &seen{Core: ndiscore.New(o)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var run sync.WaitGroup
+	run.Go(func() { _ = s.Run(ctx) })
+	t.Cleanup(func() {
+		if err := s.Core.Close(context.Background(), "test ends"); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		run.Wait()
+	})
+	return s
+}
+
+// add makes and starts an adapter of a driver of its own.
+func (s *seen) add(t *testing.T, name string, a ndiscore.Adapter) {
+	t.Helper()
+	_, err := s.RegisterDriver(ndiscore.Driver{
+		Name: "driver of " + name, Version: ndiscore.ContractVersion, NewOptions: func() any { return nil },
+		New: func(string, any) (ndiscore.Adapter, error) { return a, nil },
+	})
+	if err == nil {
+		err = s.AddAdapter(context.Background(), ndiscore.AdapterSpec{Name: name, Driver: "driver of " + name})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// echo is an adapter in memory behind which the target answers, or not.
+type echo struct {
+	mu     sync.Mutex
+	silent bool
+	full   bool
+	sent   int
+	handle ndiscore.AdapterHandle
+	worker *ndiscore.Worker
+}
+
+func (e *echo) Initialize(_ context.Context, h ndiscore.AdapterHandle) (ndiscore.Attributes, error) {
+	e.handle, e.worker = h, h.NewWorker(0)
+	return ndiscore.Attributes{MAC: peerMAC, MTU: 1500, Link: ndiscore.LinkState{Media: ndiscore.MediaConnected}}, nil
+}
+func (e *echo) Restart(context.Context) error                       { return nil }
+func (e *echo) Pause(context.Context)                               {}
+func (e *echo) Halt(context.Context, ndiscore.HaltAction)           { e.worker.Close() }
+func (e *echo) Return(*ndiscore.Batch)                              {}
+func (e *echo) Request(context.Context, *ndiscore.OIDRequest) error { return nil }
+func (e *echo) set(f func())                                        { e.mu.Lock(); defer e.mu.Unlock(); f() }
+func (e *echo) probes() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.sent
+}
+func (e *echo) Send(b *ndiscore.Batch) {
+	e.mu.Lock()
+	silent, full := e.silent, e.full
+	e.sent += len(b.Frames)
+	e.mu.Unlock()
+	if full {
+		b.Status[0] = ndiscore.DropTxQueueFull
+		return
+	}
+	if silent {
+		return
+	}
+	for _, f := range b.Frames {
+		e.answer(b.Worker, f.Src(), v4)
+	}
+}
+
+func (e *echo) answer(w *ndiscore.Worker, to ndiscore.MAC, from netip.Addr) {
+	ip := from.As4()
+	data := arpAnswer(func(f []byte) { copy(f, to[:]); copy(f[32:], to[:]); copy(f[28:], ip[:]) })
+	b := w.Scratch()
+	f := new(ndiscore.Frame)
+	f.Reset(data, 0, len(data))
+	b.Append(f)
+	e.handle.IndicateReceive(b)
+	w.Done(b)
+}
+
+// manual is a clock that the test moves.
+type manual struct {
+	mu     sync.Mutex
+	now    time.Time
+	timers []*manualTimer
+}
+
+type manualTimer struct {
+	clock *manual
+	at    time.Time
+	f     func()
+}
+
+func (c *manual) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *manual) AfterFunc(d time.Duration, f func()) ndiscore.Timer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := &manualTimer{clock: c, at: c.now.Add(d), f: f}
+	c.timers = append(c.timers, t)
+	return t
+}
+
+func (t *manualTimer) Stop() bool {
+	t.clock.mu.Lock()
+	defer t.clock.mu.Unlock()
+	i := slices.Index(t.clock.timers, t)
+	if i < 0 {
+		return false
+	}
+	t.clock.timers = slices.Delete(t.clock.timers, i, i+1)
+	return true
+}
+
+// advance moves the clock once somebody waits for it.
+func (c *manual) advance(t testing.TB, d time.Duration) {
+	t.Helper()
+	eventually(t, "the prober waits", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.timers) > 0
+	})
+	c.mu.Lock()
+	c.now = c.now.Add(d)
+	var due []*manualTimer
+	c.timers = slices.DeleteFunc(c.timers, func(t *manualTimer) bool {
+		if !t.at.After(c.now) {
+			due = append(due, t)
+			return true
+		}
+		return false
+	})
+	c.mu.Unlock()
+	for _, t := range due {
+		t.f()
+	}
+}
+
+func newEcho(t *testing.T) (*seen, *echo, *manual) {
+	clock := &manual{now: time.Unix(1000, 0)}
+	s := runCore(t, ndiscore.Options{})
+	e := &echo{}
+	s.add(t, "wan0", e)
+	p, err := New(Options{Core: s, Clock: clock, Members: []Member{{Bundle: "wan", Adapter: "wan0", Target: v4}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	if err := s.AddProtocol(context.Background(), p.Spec()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(context.Background(), "wan0", "test"); err != nil {
+		t.Fatal(err)
+	}
+	return s, e, clock
+}
+
+// expectSeen waits for observations that begin as the lines do.
+func (s *seen) expectSeen(t *testing.T, what string, want ...string) {
+	t.Helper()
+	var got []string
+	eventually(t, what, func() bool { got = append(got, s.take()...); return len(got) >= len(want) })
+	match := len(got) == len(want)
+	for i := range got {
+		match = match && strings.HasPrefix(got[i], want[i])
+	}
+	if !match {
+		t.Errorf("%s (-want +got):\n%s", what, cmp.Diff(want, got))
+	}
+}
+
+func TestRounds(t *testing.T) {
+	s, e, clock := newEcho(t)
+	const round = DefaultInterval
+	s.expectSeen(t, "the first probe leaves at once", "wan0 sent: to 192.0.2.1", "wan0 answered: 192.0.2.1 answered after 0s")
+	clock.advance(t, round)
+	s.expectSeen(t, "and one per interval", "wan0 sent", "wan0 answered")
+
+	e.set(func() { e.silent = true })
+	clock.advance(t, round)
+	s.expectSeen(t, "silence", "wan0 sent")
+	clock.advance(t, round)
+	s.expectSeen(t, "is noticed by the next round", "wan0 lost: 192.0.2.1 did not answer within 100ms", "wan0 sent")
+	clock.advance(t, 2*round+round/2)
+	s.expectSeen(t, "a little late is not late", "wan0 lost: 192.0.2.1 did not answer within 250ms", "wan0 sent: ")
+	clock.advance(t, 4*round)
+	s.expectSeen(t, "late: no burst, and no verdict", "wan0 lost late: 192.0.2.1 did not answer within 400ms; we were 300ms late ourselves", "wan0 sent late")
+	clock.advance(t, round)
+	s.expectSeen(t, "nor for the probe that was sent late", "wan0 lost late: 192.0.2.1 did not answer within 100ms", "wan0 sent: ")
+	clock.advance(t, round)
+	s.expectSeen(t, "then all is as before", "wan0 lost: 1", "wan0 sent: ")
+
+	e.set(func() { e.silent = false })
+	clock.advance(t, round)
+	s.expectSeen(t, "the answer is back", "wan0 lost", "wan0 sent", "wan0 answered")
+
+	e.set(func() { e.full = true })
+	clock.advance(t, round)
+	clock.advance(t, round)
+	clock.advance(t, round)
+	e.set(func() { e.full = false })
+	clock.advance(t, round)
+	s.expectSeen(t, "what was not sent was not lost", "wan0 sent", "wan0 answered")
+
+	e.handle.IndicateStatus(ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: "test"})
+	clock.advance(t, round)
+	clock.advance(t, round)
+	e.handle.IndicateStatus(ndiscore.LinkState{Media: ndiscore.MediaConnected, Why: "test"})
+	clock.advance(t, round)
+	s.expectSeen(t, "no probes without link", "wan0 sent", "wan0 answered")
+
+	if err := s.Pause(context.Background(), "wan0", "test"); err != nil {
+		t.Fatal(err)
+	}
+	sent := e.probes()
+	if err := s.Start(context.Background(), "wan0", "test"); err != nil {
+		t.Fatal(err)
+	}
+	s.expectSeen(t, "a restart probes at once", "wan0 sent", "wan0 answered")
+	if n := e.probes() - sent; n != 1 {
+		t.Errorf("%d probes sent", n)
+	}
+}
+
+func TestOnlyItsOwnAnswers(t *testing.T) {
+	s, e, clock := newEcho(t)
+	s.expectSeen(t, "first", "wan0 sent", "wan0 answered")
+	e.set(func() { e.silent = true })
+	clock.advance(t, DefaultInterval)
+	s.expectSeen(t, "second", "wan0 sent")
+	mac := probeMAC("", "wan", "wan0", peerMAC.String())
+	e.answer(e.worker, mac, netip.MustParseAddr("192.0.2.9"))
+	e.answer(e.worker, testMAC, v4)
+	e.answer(e.worker, mac, v4)
+	s.expectSeen(t, "the third one is it", "wan0 answered")
+	for range 100 {
+		e.answer(e.worker, mac, v4)
+	}
+	clock.advance(t, DefaultInterval)
+	s.expectSeen(t, "more of them are no more evidence", "wan0 sent")
+	all, err := s.Adapters(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := all[0].Counters
+	if c.Delivered != 102 || c.RxDropped["no-receiver"] != 2 || c.RxFrames != 104 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	s := runCore(t, ndiscore.Options{})
+	ok := Member{Bundle: "b", Adapter: "a", Target: v4}
+	edit := func(f func(*Member)) []Member { m := ok; f(&m); return []Member{m} }
+	for want, o := range map[string]Options{
+		"needs a core":     {Members: []Member{ok}},
+		"listed twice":     {Core: s, Members: []Member{ok, ok}},
+		"names no adapter": {Core: s, Members: edit(func(m *Member) { m.Adapter = "" })},
+		"not the address":  {Core: s, Members: edit(func(m *Member) { m.Target = netip.MustParseAddr("224.0.0.1") })},
+		"target invalid":   {Core: s, Members: edit(func(m *Member) { m.Target = netip.Addr{} })},
+		"leave out %eth0":  {Core: s, Members: edit(func(m *Member) { m.Target = netip.MustParseAddr("fe80::1%eth0") })},
+		"interval 1ms":     {Core: s, Members: edit(func(m *Member) { m.Interval = time.Millisecond })},
+	} {
+		p, err := New(o)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", want, err)
+		}
+		if p != nil {
+			p.Close()
+		}
+	}
+}

@@ -1,5 +1,0 @@
-package lab
-
-import "testing"
-
-func TestMain(m *testing.M) { Main(m) }

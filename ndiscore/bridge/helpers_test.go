@@ -1,0 +1,347 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+// wire is an adapter in memory: what the bridge sends through it is kept, and
+// the test receives on it by hand.
+type wire struct {
+	name   string
+	mac    ndiscore.MAC
+	keep   bool // sent frames, for the test to look at
+	mtu    int
+	full   bool // refuse every frame
+	answer func(w *ndiscore.Worker)
+
+	mu     sync.Mutex
+	handle ndiscore.AdapterHandle
+	worker *ndiscore.Worker
+	sent   [][]byte
+	filter ndiscore.PacketFilter
+}
+
+func (a *wire) Initialize(_ context.Context, h ndiscore.AdapterHandle) (ndiscore.Attributes, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.handle, a.worker = h, h.NewWorker(0)
+	mtu := a.mtu
+	if mtu == 0 {
+		mtu = 1500
+	}
+	return ndiscore.Attributes{MAC: a.mac, MTU: mtu, Link: ndiscore.LinkState{Media: ndiscore.MediaConnected, Speed: 1e9}}, nil
+}
+func (a *wire) Restart(context.Context) error { return nil }
+func (a *wire) Pause(context.Context)         {}
+func (a *wire) Halt(context.Context, ndiscore.HaltAction) {
+	a.worker.Close()
+}
+func (a *wire) Return(*ndiscore.Batch) {}
+func (a *wire) Request(_ context.Context, req *ndiscore.OIDRequest) error {
+	if req.ID == ndiscore.OIDGenCurrentPacketFilter {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.filter = req.Data.(ndiscore.PacketFilter)
+		return nil
+	}
+	return ndiscore.ErrInvalidOID
+}
+func (a *wire) Send(b *ndiscore.Batch) {
+	if !b.Borrowed {
+		panic("the bridge sends borrowed batches only")
+	}
+	if a.full {
+		for i := range b.Frames {
+			b.Status[i] = ndiscore.DropTxQueueFull
+		}
+		return
+	}
+	if a.keep {
+		a.mu.Lock()
+		for _, f := range b.Frames {
+			a.sent = append(a.sent, f.Bytes(nil))
+		}
+		a.mu.Unlock()
+	}
+	if a.answer != nil {
+		a.answer(b.Worker)
+	}
+}
+
+// take returns what was sent since the last take.
+func (a *wire) take() [][]byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.sent
+	a.sent = nil
+	return s
+}
+
+// receive passes frames up as one borrowed batch.
+func (a *wire) receive(frames ...[]byte) {
+	b := ndiscore.NewBatch(a.worker)
+	b.Borrowed = true
+	for _, data := range frames {
+		f := new(ndiscore.Frame)
+		f.Reset(data, 0, len(data))
+		b.Append(f)
+	}
+	a.handle.IndicateReceive(b)
+}
+
+// station is a protocol above the bridge.
+type station struct {
+	mu       sync.Mutex
+	binding  *ndiscore.Binding
+	got      [][]byte
+	statuses []ndiscore.Status
+	filter   ndiscore.PacketFilter
+	fate     func(*ndiscore.Frame)
+	answer   []byte // sent back for every batch
+}
+
+func (s *station) Bind(ctx context.Context, b *ndiscore.Binding) error {
+	s.mu.Lock()
+	s.binding = b
+	s.mu.Unlock()
+	return b.SetPacketFilter(ctx, s.filter)
+}
+func (s *station) Unbind(context.Context, *ndiscore.Binding) {}
+func (s *station) Event(context.Context, *ndiscore.Binding, ndiscore.NetEvent) error {
+	return nil
+}
+func (s *station) Receive(bd *ndiscore.Binding, b *ndiscore.Batch) {
+	s.mu.Lock()
+	for _, f := range b.Frames {
+		s.got = append(s.got, f.Bytes(nil))
+		f.Deliver()
+	}
+	answer := s.answer
+	s.mu.Unlock()
+	if answer != nil {
+		q := b.Worker.Scratch()
+		f := new(ndiscore.Frame)
+		f.Reset(answer, 0, len(answer))
+		q.Append(f)
+		bd.Send(q)
+		b.Worker.Done(q)
+	}
+}
+func (s *station) SendComplete(*ndiscore.Binding, *ndiscore.Batch) {}
+func (s *station) Status(_ *ndiscore.Binding, st ndiscore.Status) {
+	s.mu.Lock()
+	s.statuses = append(s.statuses, st)
+	s.mu.Unlock()
+}
+func (s *station) take() [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.got
+	s.got = nil
+	return g
+}
+
+// lan is a bridge under a real core, with wires as its ports.
+type lan struct {
+	t      testing.TB
+	core   *ndiscore.Core
+	bridge *Bridge
+	wires  []*wire
+	above  *station
+	clock  *manual
+	mu     sync.Mutex
+	events []string
+}
+
+func newLAN(t testing.TB, ports int, withStation bool, change func(*Options)) *lan {
+	t.Helper()
+	l := &lan{t: t, clock: &manual{now: time.Unix(1000, 0)}}
+	o := Options{Name: "lan", Event: func(what, port, from, to, why string) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.events = append(l.events, fmt.Sprintf("%s %s %s>%s %s", what, port, from, to, why))
+	}}
+	for i := range ports {
+		o.Ports = append(o.Ports, fmt.Sprint("p", i))
+	}
+	if change != nil {
+		change(&o)
+	}
+	var err error
+	if l.bridge, err = New(o); err != nil {
+		t.Fatal(err)
+	}
+	l.core = ndiscore.New(ndiscore.Options{Clock: l.clock})
+	ctx, cancel := context.WithCancel(context.Background())
+	var run sync.WaitGroup
+	run.Go(func() { _ = l.core.Run(ctx) })
+	t.Cleanup(func() {
+		if err := l.core.Close(context.Background(), "test ends"); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		run.Wait()
+	})
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := l.core.RegisterDriver(ndiscore.Driver{
+		Name: "wire", Version: ndiscore.ContractVersion, NewOptions: func() any { return new(wire) },
+		New: func(name string, o any) (ndiscore.Adapter, error) { return o.(*wire), nil },
+	})
+	do(err)
+	_ = h
+	for i := range ports {
+		w := &wire{name: fmt.Sprint("p", i), keep: true, mac: ndiscore.MAC{2, 0, 0, 0, 0, byte(i + 1)}}
+		l.wires = append(l.wires, w)
+		do(l.core.AddAdapter(ctx, ndiscore.AdapterSpec{Name: w.name, Driver: "wire", Options: w}))
+	}
+	do(l.core.AddVirtual(ctx, "lan", l.bridge, nil))
+	do(l.core.AddProtocol(ctx, l.bridge.Spec()))
+	if withStation {
+		l.above = &station{filter: ndiscore.FilterStation}
+		do(l.core.AddProtocol(ctx, ndiscore.ProtocolSpec{Name: "station", Protocol: l.above, Targets: []string{"lan"}}))
+	}
+	for _, w := range l.wires {
+		do(l.core.Start(ctx, w.name, "test"))
+	}
+	do(l.core.Start(ctx, "lan", "test"))
+	return l
+}
+
+// counters of one adapter, with the sum rule checked.
+func (l *lan) counters(name string) ndiscore.Counters {
+	l.t.Helper()
+	all, err := l.core.Adapters(context.Background())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, a := range all {
+		if a.Name != name {
+			continue
+		}
+		c := a.Counters
+		sum := c.Forwarded + c.Delivered
+		for _, n := range c.RxDropped {
+			sum += n
+		}
+		if sum != c.RxFrames {
+			l.t.Errorf("%s: %d frames received, %d accounted for: %+v", name, c.RxFrames, sum, c)
+		}
+		return c
+	}
+	l.t.Fatalf("no adapter %s", name)
+	return ndiscore.Counters{}
+}
+
+// tick advances the clock once the keeper waits for it: until then it would
+// count what it waits for from a time that has passed.
+func (l *lan) tick(d time.Duration) {
+	l.t.Helper()
+	eventually(l.t, "the keeper waits", l.clock.awaited)
+	l.clock.advance(d)
+}
+
+// manual is a clock that the test moves.
+type manual struct {
+	mu     sync.Mutex
+	now    time.Time
+	timers []*manualTimer
+}
+
+type manualTimer struct {
+	clock *manual
+	at    time.Time
+	f     func()
+}
+
+func (c *manual) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *manual) AfterFunc(d time.Duration, f func()) ndiscore.Timer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := &manualTimer{clock: c, at: c.now.Add(d), f: f}
+	if d <= 0 {
+		go f()
+		return t
+	}
+	c.timers = append(c.timers, t)
+	return t
+}
+
+func (t *manualTimer) Stop() bool {
+	t.clock.mu.Lock()
+	defer t.clock.mu.Unlock()
+	i := slices.Index(t.clock.timers, t)
+	if i < 0 {
+		return false
+	}
+	t.clock.timers = slices.Delete(t.clock.timers, i, i+1)
+	return true
+}
+
+func (c *manual) awaited() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.timers) > 0
+}
+
+func (c *manual) advance(d time.Duration) {
+	c.mu.Lock()
+	c.now = c.now.Add(d)
+	var due []*manualTimer
+	c.timers = slices.DeleteFunc(c.timers, func(t *manualTimer) bool {
+		if !t.at.After(c.now) {
+			due = append(due, t)
+			return true
+		}
+		return false
+	})
+	c.mu.Unlock()
+	for _, t := range due {
+		go t.f()
+	}
+}
+
+var errNotYet = errors.New("not yet")
+
+// eventually polls until cond holds.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, errNotYet)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func mac(n int) ndiscore.MAC {
+	return ndiscore.MAC{0x02, 0xaa, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}
+}
+
+// frame is one of 60 bytes with a mark in its payload.
+func frame(dst, src ndiscore.MAC, mark ...byte) []byte {
+	f := make([]byte, 60)
+	copy(f, dst[:])
+	copy(f[6:], src[:])
+	f[12], f[13] = 0x08, 0x00
+	copy(f[14:], mark)
+	return f
+}

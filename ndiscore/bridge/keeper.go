@@ -1,0 +1,317 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+const (
+	// Announcements to one port go out in bursts of so many, so far apart: the
+	// first few hundred stations are found again at once, and a network of slow
+	// stations is not flooded with thousands of broadcasts in one instant.
+	announceBurst = 4 * ndiscore.BatchFrames
+	announcePace  = 10 * time.Millisecond
+
+	maxTick = time.Second
+	minTick = 10 * time.Millisecond
+
+	etherTypeRARP = 0x8035
+	rarpRequest   = 3  // "request reverse" (RFC 903)
+	rarpLength    = 60 // padded to the least Ethernet frame without FCS
+)
+
+// announceAt is when the rounds of one announcement start, after the notice:
+// at once, and again for what was lost or came before a port forwarded.
+var announceAt = [...]time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond}
+
+// keeper does what a bridge does in its own time. One goroutine, "bridge NAME
+// keeper", runs it: started by Initialize, ended by Halt.
+type keeper struct {
+	bridge *Bridge
+	clock  ndiscore.Clock
+	worker *ndiscore.Worker
+
+	wake   chan struct{}   // one slot
+	forget chan forgetting // answered between two steps
+	stop   chan struct{}
+	done   chan struct{}
+
+	mu    sync.Mutex       // guards asked
+	asked map[*port]string // ports to announce on, and why; at most one entry per port
+
+	// The goroutine's own.
+	started, ticked time.Time
+	tick            time.Duration
+	jobs            []*announcement
+	frames          [ndiscore.BatchFrames]ndiscore.Frame
+	buffers         [ndiscore.BatchFrames][ndiscore.Headroom + rarpLength]byte
+}
+
+type forgetting struct {
+	port *port
+	done chan struct{}
+}
+
+// announcement tells the network behind one port where all others are.
+type announcement struct {
+	port   *port
+	why    string
+	begun  time.Time
+	round  int       // index into announceAt
+	cursor int       // next slot of the table; -1: the bridge's own address
+	due    time.Time // of the next burst
+	burst  time.Time // the last one
+	sent   int
+}
+
+func newKeeper(b *Bridge, clock ndiscore.Clock, w *ndiscore.Worker) *keeper {
+	k := &keeper{
+		bridge: b, clock: clock, worker: w,
+		wake: make(chan struct{}, 1), forget: make(chan forgetting),
+		stop: make(chan struct{}), done: make(chan struct{}),
+		asked: make(map[*port]string),
+		tick:  min(max(b.opts.Age/10, minTick), maxTick),
+	}
+	k.started = clock.Now()
+	k.ticked = k.started
+	go k.run()
+	return k
+}
+
+func (k *keeper) close() {
+	close(k.stop)
+	<-k.done
+}
+
+func (k *keeper) poke() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// announce asks for an announcement on p. It never blocks.
+func (k *keeper) announce(p *port, why string) {
+	k.mu.Lock()
+	k.asked[p] = why
+	k.mu.Unlock()
+	k.poke()
+}
+
+// forgetPort ends what is under way on p; when it returns nothing is being
+// sent there.
+func (k *keeper) forgetPort(p *port) {
+	f := forgetting{p, make(chan struct{})}
+	select {
+	case k.forget <- f:
+		<-f.done
+	case <-k.done:
+	}
+}
+
+func (k *keeper) run() {
+	defer close(k.done)
+	defer k.worker.Close()
+	for {
+		now := k.clock.Now()
+		k.take(now)
+		next := k.age(now)
+		if t := k.announceDue(now); !t.IsZero() && t.Before(next) {
+			next = t
+		}
+		timer := k.clock.AfterFunc(next.Sub(now), k.poke)
+		select {
+		case <-k.wake:
+		case f := <-k.forget:
+			k.drop(f.port)
+			close(f.done)
+		case <-k.stop:
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// age moves the coarse clock and the ageing on when a tick is due, and returns
+// when the next one is.
+func (k *keeper) age(now time.Time) time.Time {
+	if now.Sub(k.ticked) < k.tick {
+		return k.ticked.Add(k.tick)
+	}
+	late := now.Sub(k.ticked) > 3*k.tick
+	k.ticked = now
+	t := k.bridge.fdb
+	t.now.Store(uint32(now.Sub(k.started).Milliseconds()))
+	if !late {
+		t.expire(k.bridge.opts.Age)
+	}
+	// When we were late, so perhaps were the workers, and what they saw bears
+	// the stamp of long ago: let them see it again before judging.
+
+	if t.roomAgain() {
+		k.fullTold(false)
+	} else if t.isFull.Load() {
+		k.fullTold(true)
+	}
+	return now.Add(k.tick)
+}
+
+func (k *keeper) fullTold(full bool) {
+	b := k.bridge
+	if b.fullTold == full {
+		return
+	}
+	b.fullTold = full
+	if full {
+		b.opts.Event("bridge.fdb", "", "room", "full", fmt.Sprintf("%d addresses are known (mac_limit %d): frames to others are flooded", b.fdb.entries.Load(), b.opts.MACLimit))
+		return
+	}
+	b.opts.Event("bridge.fdb", "", "full", "room", fmt.Sprintf("%d addresses are known (mac_limit %d); %d times one was not learned", b.fdb.entries.Load(), b.opts.MACLimit, b.fdb.refused.Load()))
+}
+
+// take turns requests into announcements.
+func (k *keeper) take(now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for p, why := range k.asked {
+		delete(k.asked, p)
+		a := k.job(p)
+		if a == nil {
+			a = &announcement{port: p}
+			k.jobs = append(k.jobs, a)
+		}
+		// A storm of notices restarts the rounds, not the pace.
+		a.why, a.begun, a.round, a.cursor, a.sent = why, now, 0, -1, 0
+		a.due = now
+		if t := a.burst.Add(announcePace); t.After(now) {
+			a.due = t
+		}
+	}
+}
+
+func (k *keeper) job(p *port) *announcement {
+	for _, a := range k.jobs {
+		if a.port == p {
+			return a
+		}
+	}
+	return nil
+}
+
+func (k *keeper) drop(p *port) {
+	k.mu.Lock()
+	delete(k.asked, p)
+	k.mu.Unlock()
+	for i, a := range k.jobs {
+		if a.port == p {
+			k.jobs = append(k.jobs[:i], k.jobs[i+1:]...)
+			return
+		}
+	}
+}
+
+// announceDue sends the bursts that are due and returns when the next one is,
+// zero for never.
+func (k *keeper) announceDue(now time.Time) (next time.Time) {
+	for i := 0; i < len(k.jobs); i++ {
+		a := k.jobs[i]
+		if !a.due.After(now) && !k.step(a, now) {
+			k.bridge.opts.Event("bridge.announced", a.port.name, "", "", fmt.Sprintf("%s: %d reverse-ARP announcements", a.why, a.sent))
+			k.jobs = append(k.jobs[:i], k.jobs[i+1:]...)
+			i--
+			continue
+		}
+		if next.IsZero() || a.due.Before(next) {
+			next = a.due
+		}
+	}
+	return next
+}
+
+// step sends one burst of a and reports whether more follow.
+func (k *keeper) step(a *announcement, now time.Time) bool {
+	a.burst = now
+	done := !a.port.binding.Usable()
+	for sent := 0; !done && sent < announceBurst; {
+		var n int
+		n, done = k.batch(a)
+		sent += n
+	}
+	if !done {
+		a.due = now.Add(announcePace)
+		return true
+	}
+	a.round++
+	if a.round == len(announceAt) {
+		return false
+	}
+	a.cursor = -1
+	a.due = a.begun.Add(announceAt[a.round])
+	if t := now.Add(announcePace); a.due.Before(t) {
+		a.due = t
+	}
+	return true
+}
+
+// batch sends one batch of a's round and reports whether it was the last.
+func (k *keeper) batch(a *announcement) (n int, last bool) {
+	b := k.bridge
+	q := k.worker.Scratch()
+	defer k.worker.Done(q)
+	if a.cursor < 0 {
+		a.cursor = 0
+		if b.filter.Load() != 0 { // somebody is there to be found
+			k.add(q, b.opts.MAC)
+		}
+	}
+	for !q.Full() {
+		slot, key, port := b.fdb.next(a.cursor)
+		if slot == noSlot {
+			last = true
+			break
+		}
+		a.cursor = slot + 1
+		if port != a.port.id {
+			k.add(q, macOf(key))
+		}
+	}
+	n = len(q.Frames)
+	if n == 0 {
+		return 0, last
+	}
+	s := b.enter(k.worker)
+	a.port.binding.Send(q)
+	s.announced.Add(uint64(n))
+	s.busy = false
+	a.sent += n
+	return n, last
+}
+
+// add writes a reverse-ARP request (RFC 903) of mac for itself, as hypervisors
+// send it after a migration: switches learn from its source where mac is now,
+// and nobody answers.
+func (k *keeper) add(q *ndiscore.Batch, mac ndiscore.MAC) {
+	i := len(q.Frames)
+	f, buf := &k.frames[i], k.buffers[i][:]
+	f.Reset(buf, ndiscore.Headroom, rarpLength)
+	writeRARP(f.Head, mac)
+	q.Append(f)
+}
+
+func writeRARP(h []byte, mac ndiscore.MAC) {
+	clear(h)
+	copy(h, ndiscore.Broadcast[:])
+	copy(h[6:], mac[:])
+	binary.BigEndian.PutUint16(h[12:], etherTypeRARP)
+	binary.BigEndian.PutUint16(h[14:], 1) // Ethernet
+	binary.BigEndian.PutUint16(h[16:], ndiscore.EtherTypeIPv4)
+	h[18], h[19] = 6, 4
+	binary.BigEndian.PutUint16(h[20:], rarpRequest)
+	copy(h[22:], mac[:]) // sender; its address stays zero
+	copy(h[32:], mac[:]) // target: whose address is asked for; zero too
+}
