@@ -290,6 +290,9 @@ func (m *machine) evaluateNDIS5(b *mBundle) bool {
 	if b.primary == "" {
 		why = "no member left: " + why
 	}
+	if a := m.adapter(b.primary); a != nil && was != "" {
+		a.cause = why // of the bindings that follow
+	}
 	m.event(Event{What: "bundle.primary", Adapter: b.name, From: was, To: b.primary, Why: why})
 	m.emit(action{kind: actPrimary, adapter: b.primary, target: b.name})
 	return true

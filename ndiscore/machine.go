@@ -433,8 +433,8 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 	case evDone:
 		m.done(a, ev)
 	case evLink:
-		if a.link.same(ev.link) {
-			a.link = ev.link
+		if a.link.Media == ev.link.Media { // another speed, or another sign of the same
+			a.link.Speed = ev.link.Speed
 			return
 		}
 		m.event(Event{What: "link", Adapter: a.name, From: a.link.Media.String(), To: ev.link.Media.String(), Why: ev.link.Why})

@@ -22,7 +22,8 @@ type Worker struct {
 	name string
 	core *Core
 
-	spare bool // beyond MaxWorkers: in no table, carries nothing
+	spare  bool // beyond MaxWorkers: in no table, carries nothing
+	closed atomic.Bool
 
 	depth  int         // nested calls into the core; the worker's goroutine only
 	fin    finisher    // scratch for what an egress adapter cannot do; the same
@@ -42,7 +43,13 @@ func (w *Worker) ID() int { return w.id }
 func (w *Worker) Name() string { return w.name }
 
 // Close ends the registration. The worker must be outside the core.
-func (w *Worker) Close() { w.core.closeWorker(w) }
+func (w *Worker) Close() {
+	w.closed.Store(true)
+	w.core.closeWorker(w)
+}
+
+// Closed reports whether Close was called.
+func (w *Worker) Closed() bool { return w.closed.Load() }
 
 // Scratch lends an empty borrowed batch to the worker's goroutine until Done.
 // Calls nest.

@@ -8,8 +8,10 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -38,10 +40,7 @@ driver = "afpacket"
 [bundle.wan]
 members = ["up0", "up1"]
 mode = "%s"
-hold = "500ms"
-[bundle.wan.health]
-probe = "%s"
-target = "10.77.2.2"
+%s
 
 [bridge.lan]
 ports = ["lan0", "lan1"]
@@ -53,6 +52,13 @@ addresses = ["10.77.1.1/24", "fd00:77:1::1/64"]
 on = "wan"
 addresses = ["10.77.2.1/24", "fd00:77:2::1/64"]
 `
+
+// demoTeam is what a team has and an ndis5 bundle has not: a fail-back, held
+// until a probe was answered over the member that came back.
+const demoTeam = `hold = "500ms"
+[bundle.wan.health]
+probe = "neighbor"
+target = "10.77.2.2"`
 
 // demoReport is the one object that `vswitch demo --json` prints. Times are in
 // milliseconds; lost counts datagrams of a 1 kHz stream each way.
@@ -131,16 +137,18 @@ func demoCommand() *cli.Command {
 			}
 			if !inside {
 				if code != 0 {
-					return cli.Exit("", code)
+					return exited(code)
 				}
 				return nil
 			}
+			ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, syscall.SIGTERM)
+			defer stop()
 			d := &demo{out: c.App.Writer, json: c.Bool("json")}
 			if d.json {
 				d.out = io.Discard
 			}
-			if err := d.run(c.Context); err != nil {
-				if errors.Is(c.Context.Err(), context.Canceled) {
+			if err := d.run(ctx); err != nil {
+				if ctx.Err() != nil {
 					return errors.New("demo: interrupted; everything it made is gone")
 				}
 				return fmt.Errorf("demo: %w", err)
@@ -241,8 +249,8 @@ func (d *demo) build() error {
 }
 
 // start starts the switch, and gives the LAN's hosts their addresses.
-func (d *demo) start(ctx context.Context, mode, probe string) (*lab.Switch, error) {
-	text := fmt.Sprintf(demoConfig, d.lanKeys[0], d.lanKeys[1], mode, probe)
+func (d *demo) start(ctx context.Context, mode, more string) (*lab.Switch, error) {
+	text := fmt.Sprintf(demoConfig, d.lanKeys[0], d.lanKeys[1], mode, more)
 	sw, err := d.lab.StartSwitch(ctx, text, zap.NewNop())
 	if err != nil {
 		return nil, err
@@ -272,7 +280,7 @@ func (d *demo) start(ctx context.Context, mode, probe string) (*lab.Switch, erro
 func (d *demo) actTeam(ctx context.Context) error {
 	d.act = 1
 	d.printf("%s", demoPicture)
-	sw, err := d.start(ctx, "team", "neighbor")
+	sw, err := d.start(ctx, "team", demoTeam)
 	if err != nil {
 		return err
 	}

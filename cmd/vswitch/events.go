@@ -1,16 +1,12 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/seed-b14e907b/vswitch/control"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
@@ -51,11 +47,9 @@ func eventsCommand() *cli.Command {
 }
 
 func follow(c *cli.Context, sw *control.Client) error {
-	ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, unix.SIGTERM)
-	defer stop()
 	lines := json.NewEncoder(c.App.Writer)
 	lines.SetEscapeHTML(false)
-	err := sw.Follow(ctx, c.Uint64("after"), func(e ndiscore.Event, lost uint64) error {
+	err := sw.Follow(c.Context, c.Uint64("after"), func(e ndiscore.Event, lost uint64) error {
 		warnLost(c.App.ErrWriter, lost)
 		if c.Bool("json") {
 			return lines.Encode(e)
@@ -65,7 +59,7 @@ func follow(c *cli.Context, sw *control.Client) error {
 	})
 	end, ended := errors.AsType[*control.FollowEnd](err)
 	switch {
-	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+	case c.Context.Err() != nil:
 		return nil
 	case ended && end.End == control.EndStopped:
 		fmt.Fprintln(c.App.ErrWriter, "vswitch: the switch stops")

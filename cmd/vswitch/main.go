@@ -15,11 +15,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	vswitch "github.com/seed-b14e907b/vswitch"
 	"github.com/seed-b14e907b/vswitch/config"
@@ -38,7 +43,10 @@ const (
 
 // execute runs one command line.
 func execute(args []string, stdout, stderr io.Writer) int {
-	err := newApp(stdout, stderr).Run(args)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // the second signal ends the program, unless the command takes care of it
+	err := newApp(stdout, stderr).RunContext(ctx, args)
 	if err != nil {
 		complain(stderr, err)
 	}
@@ -52,9 +60,22 @@ func (e badInput) Unwrap() error { return e.error }
 
 func badInputf(format string, args ...any) error { return badInput{fmt.Errorf(format, args...)} }
 
+// exited says that the program, run again in a sandbox, ended with that code
+// and has said everything itself.
+type exited int
+
+func (e exited) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
 func exitCode(err error) int {
 	if err == nil {
 		return exitOK
+	}
+	if code, ok := errors.AsType[exited](err); ok {
+		return int(code)
+	}
+	// demo passes the exit code of another process on.
+	if e, ok := errors.AsType[cli.ExitCoder](err); ok {
+		return e.ExitCode()
 	}
 	_, bad := errors.AsType[badInput](err)
 	_, badConfig := errors.AsType[config.Errors](err)
@@ -73,6 +94,15 @@ func exitCode(err error) int {
 // complain prints err, one line for each thing wrong. Lines about a
 // configuration file begin with file:line:column, where editors look for it.
 func complain(w io.Writer, err error) {
+	if _, ok := errors.AsType[exited](err); ok {
+		return
+	}
+	switch {
+	case err.Error() == "": // only an exit code
+		return
+	case errors.Is(err, context.Canceled):
+		err = errors.New("interrupted")
+	}
 	prefix := "vswitch: "
 	if _, ok := errors.AsType[config.Errors](err); ok {
 		prefix = ""

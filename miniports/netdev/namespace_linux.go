@@ -42,17 +42,22 @@ func OpenNamespace(spec string) (*Namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
 	}
-	return newNamespace(fd, spec)
+	n, err := AdoptNamespace(fd)
+	if err == nil {
+		n.spec = spec
+	}
+	return n, err
 }
 
-// newNamespace owns fd, also when it fails.
-func newNamespace(fd int, spec string) (*Namespace, error) {
+// AdoptNamespace makes a Namespace of a descriptor, which it owns from then on,
+// also when it fails.
+func AdoptNamespace(fd int) (*Namespace, error) {
 	id, err := identify(fd)
 	if err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("look at network namespace %q: %w", spec, err)
+		return nil, fmt.Errorf("look at a network namespace: %w", err)
 	}
-	return &Namespace{fd: fd, id: id, spec: spec}, nil
+	return &Namespace{fd: fd, id: id}, nil
 }
 
 func identify(fd int) (namespaceID, error) {

@@ -8,6 +8,9 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
+// skipStats is RTEXT_FILTER_SKIP_STATS, which x/sys lacks.
+const skipStats = 1 << 3
+
 // linkMessage is what the watcher wants to know of one RTM_NEWLINK or
 // RTM_DELLINK. Byte slices point into the message.
 type linkMessage struct {
@@ -132,5 +135,5 @@ func appendDump(b []byte, seq uint32) []byte {
 	b = append(b, make([]byte, unix.SizeofIfInfomsg)...)
 	b = ne.AppendUint16(b, unix.SizeofRtAttr+4)
 	b = ne.AppendUint16(b, unix.IFLA_EXT_MASK)
-	return ne.AppendUint32(b, unix.RTEXT_FILTER_SKIP_STATS)
+	return ne.AppendUint32(b, skipStats)
 }

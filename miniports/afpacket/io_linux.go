@@ -1,0 +1,251 @@
+package afpacket
+
+import (
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-b14e907b/vswitch/miniports/netdev"
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+// receiver is the receive queue: it walks the ring and lends the frames in it
+// to the core. It belongs to the receive goroutine.
+type receiver struct {
+	a      *adapter
+	h      ndiscore.AdapterHandle
+	sock   *socket
+	worker *ndiscore.Worker
+	batch  *ndiscore.Batch
+	frames [ndiscore.BatchFrames]ndiscore.Frame
+	next   int  // the slot that the kernel fills next
+	losing bool // the kernel said that it had to drop frames
+}
+
+var _ netdev.Source = (*receiver)(nil)
+
+// Receive implements netdev.Source. The slots are the kernel's again when the
+// core has returned: what is indicated is borrowed.
+func (r *receiver) Receive() (int, error) {
+	b, slots := r.batch, r.sock.slots
+	b.Reset()
+	first, taken, bytes := r.next, 0, 0
+	for taken < ndiscore.BatchFrames && bytes < netdev.BatchBytes {
+		slot := slots[r.next]
+		h := header(slot)
+		status := atomic.LoadUint32(&h.Status)
+		if status&unix.TP_STATUS_USER == 0 {
+			break
+		}
+		if status&unix.TP_STATUS_LOSING != 0 {
+			r.losing = true
+		}
+		f := &r.frames[taken]
+		if why := r.frame(f, slot, h, status); why == ndiscore.DropNone {
+			b.Append(f)
+		} else {
+			r.h.Dropped(r.worker, why, 1)
+		}
+		bytes += int(h.Snaplen)
+		taken++
+		if r.next++; r.next == len(slots) {
+			r.next = 0
+		}
+	}
+	if taken == 0 {
+		return 0, nil
+	}
+	if len(b.Frames) > 0 {
+		r.h.IndicateReceive(b)
+	}
+	for i, n := first, taken; n > 0; n-- {
+		atomic.StoreUint32(&header(slots[i]).Status, unix.TP_STATUS_KERNEL)
+		if i++; i == len(slots) {
+			i = 0
+		}
+	}
+	return taken, nil
+}
+
+// frame makes f the frame in slot.
+func (r *receiver) frame(f *ndiscore.Frame, slot []byte, h *unix.Tpacket2Hdr, status uint32) ndiscore.DropReason {
+	if h.Snaplen < h.Len {
+		return ndiscore.DropOversize
+	}
+	at, n := int(h.Mac), int(h.Snaplen)
+	if at < slotHeader+netdev.VnetHeader || at+n > len(slot) {
+		return ndiscore.DropDeviceError // not by this kernel; the bounds make the slices below safe
+	}
+	f.Reset(slot[slotHeader:], at-slotHeader, n)
+	if why := netdev.DecodeVnet(slot[at-netdev.VnetHeader:at], n, &f.Offload); why != ndiscore.DropNone {
+		return why
+	}
+	if status&unix.TP_STATUS_VLAN_VALID != 0 && n >= ndiscore.EthernetHeader {
+		tpid := uint16(unix.ETH_P_8021Q)
+		if status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
+			tpid = h.Vlan_tpid
+		}
+		insertTag(f, tpid, h.Vlan_tci)
+	}
+	return f.CheckOffload()
+}
+
+// insertTag puts back the outer VLAN tag that the kernel has moved out of the
+// frame into its own books. The room for it is PACKET_RESERVE.
+func insertTag(f *ndiscore.Frame, tpid, tci uint16) {
+	const addresses = 12
+	if !f.Retreat(4) {
+		return
+	}
+	copy(f.Head[:addresses], f.Head[4:])
+	binary.BigEndian.PutUint16(f.Head[addresses:], tpid)
+	binary.BigEndian.PutUint16(f.Head[addresses+2:], tci)
+}
+
+// Fault implements netdev.Source. ENETDOWN comes here as early as by netlink,
+// sometimes earlier, and says nothing about being gone: only the watcher does.
+func (r *receiver) Fault() error {
+	mark := r.a.link.Seen()
+	switch err := r.sock.takeError(); err {
+	case nil:
+	case unix.ENETDOWN, unix.ENXIO:
+		if !r.a.up() {
+			r.a.link.Refused(mark, "ENETDOWN on receive")
+		}
+	}
+	return nil
+}
+
+// Sleep implements netdev.Source: with the burst over there is time to count
+// what did not fit into the ring.
+func (r *receiver) Sleep() {
+	if r.losing {
+		r.losing = false
+		if n := r.a.takeKernelDrops(); n > 0 {
+			r.h.Dropped(r.worker, ndiscore.DropKernelFull, n)
+		}
+	}
+}
+
+// Limits of one sendmmsg.
+const (
+	// sendVectors is also UIO_MAXIOV, the most pieces that one frame may have.
+	sendVectors = 1024
+	minFrame    = 60 // Ethernet without its checksum
+)
+
+// transmitter is the send queue. Its lock is a leaf, held for the system calls
+// of one batch.
+type transmitter struct {
+	mu      sync.Mutex
+	fd      int
+	msgs    [ndiscore.BatchFrames]unix.Mmsghdr
+	which   [ndiscore.BatchFrames]uint8 // index in the batch of each message
+	headers [ndiscore.BatchFrames][netdev.VnetHeader]byte
+	vectors [sendVectors]unix.Iovec
+	padding [minFrame]byte
+}
+
+// sendResult is what a batch met with that concerns more than its frames.
+type sendResult struct {
+	down unix.Errno // the link refused: ENETDOWN or ENXIO
+}
+
+// send transmits b and fills b.Status.
+func (t *transmitter) send(b *ndiscore.Batch) (res sendResult) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	msgs, vectors := 0, 0
+	for i, f := range b.Frames {
+		b.Status[i] = ndiscore.DropNone
+		need := 3 + len(f.Segs) // header, head, segments, padding
+		if need > sendVectors {
+			b.Status[i] = ndiscore.DropTooBig
+			continue
+		}
+		if vectors+need > sendVectors {
+			t.flush(b, msgs, &res)
+			clear(t.vectors[:vectors])
+			msgs, vectors = 0, 0
+		}
+		vectors += t.add(f, msgs, i, t.vectors[vectors:])
+		msgs++
+	}
+	t.flush(b, msgs, &res)
+	clear(t.vectors[:vectors]) // let go of others' memory
+	return res
+}
+
+// add makes f message number m and returns how many of the vectors it took.
+func (t *transmitter) add(f *ndiscore.Frame, m, index int, v []unix.Iovec) int {
+	n := f.Len()
+	hdr := t.headers[m][:]
+	netdev.EncodeVnet(hdr, n, &f.Offload)
+	v[0].Base = &hdr[0]
+	v[0].SetLen(len(hdr))
+	used := 1
+	if len(f.Head) > 0 {
+		v[used].Base = unsafe.SliceData(f.Head)
+		v[used].SetLen(len(f.Head))
+		used++
+	}
+	for _, s := range f.Segs {
+		if len(s) > 0 {
+			v[used].Base = unsafe.SliceData(s)
+			v[used].SetLen(len(s))
+			used++
+		}
+	}
+	if n < minFrame { // D-3; what the kernel would send is shorter than the wire allows
+		v[used].Base = &t.padding[0]
+		v[used].SetLen(minFrame - n)
+		used++
+	}
+	t.which[m] = uint8(index)
+	msg := &t.msgs[m].Hdr
+	msg.Iov = &v[0]
+	msg.SetIovlen(used)
+	return used
+}
+
+// flush sends the first n messages. The kernel stops at one that it refuses and
+// tells why only when that one is the first: go on behind it.
+func (t *transmitter) flush(b *ndiscore.Batch, n int, res *sendResult) {
+	again := false
+	for at := 0; at < n; {
+		sent, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(t.fd), uintptr(unsafe.Pointer(&t.msgs[at])),
+			uintptr(n-at), unix.MSG_DONTWAIT, 0, 0)
+		if errno == 0 {
+			at += int(sent)
+			continue
+		}
+		why, rest := ndiscore.DropDeviceError, false
+		switch errno {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN: // the socket's buffer is full and will not be emptied by trying again now
+			why, rest = ndiscore.DropTxQueueFull, true
+		case unix.ENOBUFS: // the interface's queue refused this one
+			why = ndiscore.DropTxQueueFull
+		case unix.ENETDOWN, unix.ENXIO:
+			if !again { // it may be the socket's memory of an earlier time, forgotten by being told
+				again = true
+				continue
+			}
+			why, rest = ndiscore.DropLinkDown, true
+			res.down = errno
+		case unix.EMSGSIZE:
+			why = ndiscore.DropTooBig
+		}
+		end := at + 1
+		if rest {
+			end = n
+		}
+		for ; at < end; at++ {
+			b.Status[t.which[at]] = why
+		}
+	}
+}

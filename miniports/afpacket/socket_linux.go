@@ -1,0 +1,209 @@
+package afpacket
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/bits"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-b14e907b/vswitch/miniports/netdev"
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+// Geometry of the receive ring (Documentation/networking/packet_mmap.rst). A
+// slot takes the longest frame behind its own header and ours. Its length is no
+// multiple of a page, so that the headers of neighbouring frames do not compete
+// for the same lines of the CPU's cache.
+const (
+	slotBytes  = 69904
+	blockBytes = 1 << 20
+	perBlock   = blockBytes / slotBytes
+
+	// slotHeader is what the kernel puts at a slot's start: its tpacket2_hdr
+	// and a sockaddr_ll.
+	slotHeader = (unix.SizeofTpacket2Hdr+15)&^15 + unix.SizeofSockaddrLinklayer
+	// slotReserve makes room for the headroom of a frame, and aligns its IP
+	// header to 16 bytes.
+	slotReserve = 70
+
+	// sendBuffer bounds the frames on their way out through a real NIC.
+	sendBuffer = 4 << 20
+)
+
+// The kernel's layout: the link header ends where slotHeader, 16 bytes,
+// alignment, the reserve and a virtio_net_hdr say.
+const _ = uint(slotBytes - (slotHeader + 16 + 16 + slotReserve + netdev.VnetHeader) - ndiscore.MaxFrame)
+
+// step performs one step of opening the socket and says in its error which one.
+// Tests let the Nth fail.
+type step func(what string, f func() error) error
+
+func realStep(what string, f func() error) error {
+	if err := f(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// socket is a bound AF_PACKET socket with its receive ring.
+type socket struct {
+	fd    int
+	index int
+	ring  []byte
+	slots [][]byte
+	vlan  bool
+}
+
+// openSocket opens a socket on interface number index of ns. It is made deaf
+// (protocol 0) and bound last: a socket made with a protocol hears every
+// interface until it is bound.
+func openSocket(do step, ns *netdev.Namespace, index, frames int) (s *socket, err error) {
+	s = &socket{fd: -1, index: index}
+	defer func() {
+		if err != nil {
+			s.close()
+			s = nil
+		}
+	}()
+	err = do("open a packet socket", func() error {
+		return ns.Do(func() (err error) {
+			s.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+			return err
+		})
+	})
+	if errors.Is(err, fs.ErrPermission) {
+		return s, fmt.Errorf("%w: it needs CAP_NET_RAW in the interface's network namespace: run as root, or setcap cap_net_raw,cap_net_admin+ep", err)
+	}
+	if err != nil {
+		return s, err
+	}
+	for _, o := range []struct {
+		name  string
+		which int
+		value int
+	}{
+		{"PACKET_VERSION", unix.PACKET_VERSION, unix.TPACKET_V2},
+		{"PACKET_VNET_HDR", unix.PACKET_VNET_HDR, 1},
+		{"PACKET_IGNORE_OUTGOING", unix.PACKET_IGNORE_OUTGOING, 1},
+		{"PACKET_RESERVE", unix.PACKET_RESERVE, slotReserve},
+	} {
+		err = do("set "+o.name, func() error { return unix.SetsockoptInt(s.fd, unix.SOL_PACKET, o.which, o.value) })
+		if err != nil {
+			return s, err
+		}
+	}
+	// Best effort: without the right, up to net.core.wmem_max.
+	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
+		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
+	}
+	if err = s.makeRing(do, frames); err != nil {
+		return s, err
+	}
+	err = do("bind to the interface", func() error {
+		return unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: bits.ReverseBytes16(unix.ETH_P_ALL), Ifindex: index})
+	})
+	if errors.Is(err, unix.ENODEV) {
+		err = fmt.Errorf("%w: it vanished meanwhile: %w", err, ndiscore.ErrDeviceAbsent)
+	}
+	return s, err
+}
+
+// makeRing has the kernel allocate at least the given number of slots and maps
+// them.
+func (s *socket) makeRing(do step, frames int) error {
+	blocks := (frames + perBlock - 1) / perBlock
+	req := &unix.TpacketReq{Block_size: blockBytes, Block_nr: uint32(blocks), Frame_size: slotBytes, Frame_nr: uint32(blocks * perBlock)}
+	err := do("make a receive ring", func() error {
+		return unix.SetsockoptTpacketReq(s.fd, unix.SOL_PACKET, unix.PACKET_RX_RING, req)
+	})
+	if errors.Is(err, unix.ENOMEM) {
+		return fmt.Errorf("%w: it takes %d MiB; a smaller ring_frames takes less", err, blocks*blockBytes>>20)
+	}
+	if err != nil {
+		return err
+	}
+	err = do("map the receive ring", func() (err error) {
+		s.ring, err = unix.Mmap(s.fd, 0, blocks*blockBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.slots = make([][]byte, 0, req.Frame_nr)
+	for b := range blocks {
+		for f := range perBlock {
+			at := b*blockBytes + f*slotBytes
+			s.slots = append(s.slots, s.ring[at:at+slotBytes:at+slotBytes])
+		}
+	}
+	return nil
+}
+
+// hardware is the interface's ARPHRD_ type, as the bound socket knows it.
+func (s *socket) hardware() (uint16, error) {
+	sa, err := unix.Getsockname(s.fd)
+	if err != nil {
+		return 0, err
+	}
+	ll, ok := sa.(*unix.SockaddrLinklayer)
+	if !ok {
+		return 0, fmt.Errorf("unexpected address %T", sa)
+	}
+	return ll.Hatype, nil
+}
+
+// membership joins or leaves one of PACKET_MR_PROMISC and PACKET_MR_ALLMULTI.
+// The kernel counts memberships, and drops this socket's when it is closed.
+func (s *socket) membership(kind uint16, join bool) error {
+	option := unix.PACKET_DROP_MEMBERSHIP
+	if join {
+		option = unix.PACKET_ADD_MEMBERSHIP
+	}
+	err := unix.SetsockoptPacketMreq(s.fd, unix.SOL_PACKET, option, &unix.PacketMreq{Ifindex: int32(s.index), Type: kind})
+	if !join && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENODEV)) {
+		return nil // gone with the interface
+	}
+	return err
+}
+
+// dropped takes the kernel's count of frames that found the ring full.
+func (s *socket) dropped() uint64 {
+	st, err := unix.GetsockoptTpacketStats(s.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err != nil {
+		return 0
+	}
+	return uint64(st.Drops)
+}
+
+// takeError reads and clears the socket's pending error.
+func (s *socket) takeError() error {
+	v, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return err
+	}
+	if v != 0 {
+		return unix.Errno(v)
+	}
+	return nil
+}
+
+// close frees what is there, in reverse order of its making.
+func (s *socket) close() {
+	if s.ring != nil {
+		// It fails only for memory that is not a mapping.
+		_ = unix.Munmap(s.ring)
+		s.ring, s.slots = nil, nil
+	}
+	if s.fd >= 0 {
+		unix.Close(s.fd)
+		s.fd = -1
+	}
+}
+
+// header is the slot's header, written by the kernel.
+func header(slot []byte) *unix.Tpacket2Hdr {
+	return (*unix.Tpacket2Hdr)(unsafe.Pointer(unsafe.SliceData(slot)))
+}

@@ -1,0 +1,67 @@
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+// Limits of mtu: the least that IPv4 allows, and what the kernel's driver takes.
+const (
+	minMTU = 68
+	maxMTU = 65535 - ndiscore.EthernetHeader
+)
+
+// Options are the keys of an adapter with driver = "tap".
+type Options struct {
+	// Interface is the name of the TAP device; by default the adapter's.
+	Interface string `toml:"interface"`
+	// Netns is the network namespace where the device is, or is made: a path,
+	// or a name known to `ip netns`. By default the switch's own.
+	Netns string `toml:"netns"`
+	// MTU is set on the device; 0 leaves it as it is, 1500 for a new one.
+	MTU int `toml:"mtu"`
+	// MAC is the address that the kernel's end of the link gets; empty leaves
+	// it as it is, random for a new device. The switch's end has another one,
+	// derived from the adapter's name.
+	MAC string `toml:"mac"`
+	// Up has the kernel's end set up (ip link set up) when the adapter starts.
+	Up bool `toml:"up"`
+	// Persist leaves the device in place when the adapter is removed. A device
+	// that was persistent before stays so in any case.
+	Persist bool `toml:"persist"`
+	// Queues is how many queues the device has. Only 1 so far.
+	Queues int `toml:"queues"`
+}
+
+// NewOptions holds the defaults.
+func NewOptions() *Options { return &Options{Up: true, Queues: 1} }
+
+// Validate returns one error per bad key.
+func (o *Options) Validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, &ndiscore.OptionError{Option: key, Err: fmt.Errorf(format, args...)})
+	}
+	if len(o.Interface) >= unix.IFNAMSIZ {
+		bad("interface", "%q is too long: an interface name has at most %d bytes", o.Interface, unix.IFNAMSIZ-1)
+	}
+	if o.MTU != 0 && (o.MTU < minMTU || o.MTU > maxMTU) {
+		bad("mtu", "%d is out of range: %d to %d, or 0 to leave it alone", o.MTU, minMTU, maxMTU)
+	}
+	if o.MAC != "" {
+		if m, err := net.ParseMAC(o.MAC); err != nil || len(m) != 6 {
+			bad("mac", "%q is not an Ethernet address such as 02:00:00:00:00:01", o.MAC)
+		} else if mac := ndiscore.MAC(m); mac.IsGroup() || mac.IsZero() {
+			bad("mac", "%s cannot be the address of one station", o.MAC)
+		}
+	}
+	if o.Queues != 1 {
+		bad("queues", "%d: only 1 is supported", o.Queues)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,143 @@
+package stack
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	netstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+// instance is one netstack, configured as a router. The feeder alone calls
+// what changes it.
+type instance struct {
+	s     *netstack.Stack
+	clock tcpip.Clock
+}
+
+func newInstance(c ndiscore.Clock) (*instance, error) {
+	i := &instance{clock: netClock(c)}
+	i.s = netstack.New(netstack.Options{
+		NetworkProtocols: []netstack.NetworkProtocolFactory{
+			ipv4.NewProtocol,
+			ipv6.NewProtocolWithOptions(ipv6.Options{
+				// A router takes no advice from routers, and its addresses
+				// are good at once: no duplicate address detection. MLD is on
+				// because snooping switches would keep neighbour
+				// solicitations from us.
+				NDPConfigs: ipv6.NDPConfigurations{HandleRAs: ipv6.HandlingRAsDisabled},
+				MLD:        ipv6.MLDOptions{Enabled: true},
+			}),
+			arp.NewProtocol,
+		},
+		TransportProtocols: []netstack.TransportProtocolFactory{
+			icmp.NewProtocol4, icmp.NewProtocol6, tcp.NewProtocol, udp.NewProtocol,
+		},
+		Clock:       i.clock,
+		HandleLocal: true,
+	})
+	for _, p := range []tcpip.NetworkProtocolNumber{ipv4.ProtocolNumber, ipv6.ProtocolNumber} {
+		if err := i.s.SetForwardingDefaultAndAllNICs(p, true); err != nil {
+			return nil, fmt.Errorf("stack: enable forwarding: %w", goError(err))
+		}
+	}
+	return i, nil
+}
+
+// addNIC gives netstack the interface of p.
+func (i *instance) addNIC(id tcpip.NICID, p *port, e *endpoint) error {
+	if err := i.s.CreateNICWithOptions(id, e, netstack.NICOptions{Name: p.iface.config.Name}); err != nil {
+		return fmt.Errorf("create NIC: %w", goError(err))
+	}
+	for _, a := range p.addresses {
+		pa := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddressWithPrefix{
+			Address: netAddress(a.Addr()), PrefixLen: a.Bits(),
+		}}
+		if a.Addr().Is6() {
+			pa.Protocol = ipv6.ProtocolNumber
+		}
+		if err := i.s.AddProtocolAddress(id, pa, netstack.AddressProperties{}); err != nil {
+			i.removeNIC(id)
+			return fmt.Errorf("address %s: %w", a, goError(err))
+		}
+	}
+	return nil
+}
+
+// removeNIC takes it away again. Its routes, neighbours and waiting packets go
+// with it.
+func (i *instance) removeNIC(id tcpip.NICID) { i.s.RemoveNIC(id) }
+
+// destroy ends the instance and the goroutines of its TCP.
+func (i *instance) destroy() { i.s.Destroy() }
+
+// goError makes an error of a tcpip.Error, which is deliberately none.
+func goError(err tcpip.Error) error {
+	if err == nil {
+		return nil
+	}
+	return netstackError{err.String()}
+}
+
+type netstackError struct{ text string }
+
+func (e netstackError) Error() string { return "netstack: " + e.text }
+
+func netAddress(a netip.Addr) tcpip.Address {
+	if !a.IsValid() {
+		return tcpip.Address{}
+	}
+	return tcpip.AddrFromSlice(a.AsSlice())
+}
+
+func goAddress(a tcpip.Address) netip.Addr {
+	b, _ := netip.AddrFromSlice(a.AsSlice())
+	return b
+}
+
+// netClock is c as netstack wants it.
+func netClock(c ndiscore.Clock) tcpip.Clock {
+	if _, ok := c.(ndiscore.SystemClock); ok {
+		return tcpip.NewStdClock()
+	}
+	return &clockAdapter{c: c, start: c.Now()}
+}
+
+type clockAdapter struct {
+	c     ndiscore.Clock
+	start time.Time
+}
+
+func (a *clockAdapter) Now() time.Time { return a.c.Now() }
+
+func (a *clockAdapter) NowMonotonic() tcpip.MonotonicTime {
+	return tcpip.MonotonicTime{}.Add(a.c.Now().Sub(a.start))
+}
+
+func (a *clockAdapter) AfterFunc(d time.Duration, f func()) tcpip.Timer {
+	return &timerAdapter{c: a.c, f: f, t: a.c.AfterFunc(d, f)}
+}
+
+// timerAdapter adds Reset, which netstack calls on stopped or expired timers
+// only, and one at a time.
+type timerAdapter struct {
+	c ndiscore.Clock
+	f func()
+	t ndiscore.Timer
+}
+
+func (t *timerAdapter) Stop() bool { return t.t.Stop() }
+
+func (t *timerAdapter) Reset(d time.Duration) {
+	t.t.Stop()
+	t.t = t.c.AfterFunc(d, t.f)
+}

@@ -1,0 +1,162 @@
+package stack
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+)
+
+// candidate is a route that could be used.
+type candidate struct {
+	RouteInfo
+	iface *iface
+}
+
+// reroute computes which routes are alive and which of them win, tells
+// netstack the winners and the workers all they need, and raises an event for
+// each route that came or went. The feeder calls it.
+func (r *Router) reroute() {
+	var all []candidate
+	down := make(map[*iface]string, len(r.ifaces))
+	for _, i := range r.ifaces {
+		down[i] = r.unusable(i)
+		for _, n := range i.config.Addresses {
+			all = append(all, candidate{iface: i, RouteInfo: RouteInfo{
+				To: n.Masked(), Interface: i.config.Name, Kind: RouteConnected,
+			}})
+		}
+	}
+	for _, s := range r.statics {
+		all = append(all, candidate{iface: s.iface, RouteInfo: RouteInfo{
+			To: s.To, Via: s.Via, Interface: s.iface.config.Name, Metric: s.Metric, Kind: RouteStatic,
+		}})
+	}
+	// The order in which routes to one prefix are preferred.
+	slices.SortStableFunc(all, func(a, b candidate) int {
+		if a.Kind != b.Kind {
+			if a.Kind == RouteConnected {
+				return -1
+			}
+			return 1
+		}
+		return a.Metric - b.Metric
+	})
+
+	best := map[netip.Prefix]*candidate{}
+	var routes []fibRoute
+	for _, i := range r.ifaces {
+		if i.live != nil {
+			routes = append(routes, ownAddresses(i.live)...)
+		}
+	}
+	var push []tcpip.Route
+	for n := range all {
+		c := &all[n]
+		c.Why = down[c.iface]
+		if c.Why == "" && c.To.Addr().Is6() && c.iface.live.mtu < minMTUIPv6 {
+			c.Why = fmt.Sprintf("the mtu is %d, IPv6 needs %d", c.iface.live.mtu, minMTUIPv6)
+		}
+		c.Alive = c.Why == ""
+		if !c.Alive {
+			continue
+		}
+		if b := best[c.To]; b != nil {
+			c.Why = fmt.Sprintf("the %s route by %s is preferred", b.Kind, b.Interface)
+			continue
+		}
+		best[c.To] = c
+		routes = append(routes, fibRoute{c.To, &fibEntry{kind: fibForward, mtu: c.iface.live.mtu, egress: c.iface.live}})
+		subnet, err := tcpip.NewSubnet(netAddress(c.To.Addr()), tcpip.MaskFromBytes(netmask(c.To)))
+		if err != nil {
+			continue // not reached: To is masked
+		}
+		push = append(push, tcpip.Route{Destination: subnet, Gateway: netAddress(c.Via), NIC: c.iface.id})
+	}
+	// netstack keeps its table sorted by length; in ascending order each
+	// insertion finds its place at the front.
+	slices.SortStableFunc(push, func(a, b tcpip.Route) int { return a.Destination.Prefix() - b.Destination.Prefix() })
+	r.feed.net.s.SetRouteTable(push)
+	r.fib.Store(newFIB(routes))
+	r.publishRoutes(all, down)
+}
+
+// unusable says why no route may use i, or "".
+func (r *Router) unusable(i *iface) string {
+	if i.live == nil {
+		return fmt.Sprintf("%s is not bound", i.config.On)
+	}
+	if l := i.live.linkState(); !l.Connected() {
+		if l.Why != "" {
+			return "link down: " + l.Why
+		}
+		return "link down"
+	}
+	return ""
+}
+
+// ownAddresses are the table's entries for what netstack keeps.
+func ownAddresses(p *port) []fibRoute {
+	var routes []fibRoute
+	for _, n := range p.addresses {
+		a := n.Addr()
+		routes = append(routes, fibRoute{netip.PrefixFrom(a, a.BitLen()), &fibEntry{kind: fibLocal}})
+		if a.Is4() && n.Bits() < 31 {
+			b := lastAddr(n)
+			routes = append(routes, fibRoute{netip.PrefixFrom(b, 32), &fibEntry{kind: fibBroadcast}})
+		}
+	}
+	return routes
+}
+
+// publishRoutes shows the table to Routes and raises events.
+func (r *Router) publishRoutes(all []candidate, down map[*iface]string) {
+	for _, i := range r.ifaces {
+		state := "up"
+		if i.live == nil {
+			state = "unbound"
+		} else if down[i] != "" {
+			state = "down"
+		}
+		// Binding and unbinding have events of their own.
+		if was := i.link; was != state && (was == "up" || was == "down") && state != "unbound" {
+			why := down[i]
+			if why == "" {
+				why = i.live.linkState().Why
+			}
+			r.config.Event("interface.link", i.config.Name, was, state, why)
+		}
+		i.link = state
+	}
+	infos := make([]RouteInfo, len(all))
+	states := make(map[string]string, len(all))
+	for n, c := range all {
+		infos[n] = c.RouteInfo
+		id := fmt.Sprintf("%s via %s dev %s metric %d %s", c.To, c.Via, c.Interface, c.Metric, c.Kind)
+		state := "withdrawn"
+		if c.Alive {
+			state = "alive"
+		}
+		states[id] = state
+		if was, known := r.feed.states[id]; was != state && (known || c.Alive) {
+			r.config.Event("route."+state, c.Interface, was, c.RouteInfo.String(), c.Why)
+		}
+	}
+	r.feed.states = states
+	slices.SortStableFunc(infos, func(a, b RouteInfo) int {
+		if c := a.To.Addr().Compare(b.To.Addr()); c != 0 {
+			return c
+		}
+		return a.To.Bits() - b.To.Bits()
+	})
+	r.routes.Store(&infos)
+}
+
+func netmask(p netip.Prefix) []byte {
+	m := make([]byte, p.Addr().BitLen()/8)
+	for i := range p.Bits() {
+		m[i/8] |= 0x80 >> (i % 8)
+	}
+	return m
+}
