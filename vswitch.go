@@ -344,8 +344,14 @@ func (s *Switch) logEvents(ctx context.Context) {
 		}
 		for _, e := range events {
 			after = e.Seq
-			log.Info(e.What, zap.Uint64("seq", e.Seq), zap.String("adapter", e.Adapter), zap.String("protocol", e.Protocol),
-				zap.String("from", e.From), zap.String("to", e.To), zap.String("reason", e.Why))
+			level := zap.InfoLevel
+			switch e.To {
+			case "initializing", "restarting", "pausing": // on its way somewhere
+				level = zap.DebugLevel
+			}
+			if c := log.Check(level, e.What); c != nil {
+				c.Write(eventFields(e)...)
+			}
 		}
 		select {
 		case <-more:
@@ -353,4 +359,16 @@ func (s *Switch) logEvents(ctx context.Context) {
 			return
 		}
 	}
+}
+
+func eventFields(e ndiscore.Event) []zap.Field {
+	fields := []zap.Field{zap.Uint64("seq", e.Seq)}
+	for _, f := range []struct{ name, value string }{
+		{"adapter", e.Adapter}, {"protocol", e.Protocol}, {"from", e.From}, {"to", e.To}, {"reason", e.Why},
+	} {
+		if f.value != "" {
+			fields = append(fields, zap.String(f.name, f.value))
+		}
+	}
+	return fields
 }

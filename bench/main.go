@@ -260,19 +260,20 @@ func startSwitch(ctx context.Context, dir, text string) (stop func() error, err 
 	go func() { // "switch output": ends with the switch
 		defer close(drained)
 		var said []string
+		started := false
 		sc := bufio.NewScanner(stderr)
 		for sc.Scan() {
 			if strings.HasPrefix(sc.Text(), "vswitch ready") {
+				started = true
 				ready <- true
 			}
 			if len(said) < 50 {
 				said = append(said, sc.Text())
 			}
 		}
-		select {
-		case ready <- false:
+		if !started {
 			fmt.Fprintln(os.Stderr, strings.Join(said, "\n"))
-		default:
+			ready <- false
 		}
 	}()
 	stop = func() error {
