@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +45,7 @@ func NewClient(path string) *Client {
 		ResponseHeaderTimeout: doTimeout + askTimeout,
 		DisableCompression:    true,
 		MaxIdleConns:          2,
-		IdleConnTimeout:       idleTimeout / 2,
+		IdleConnTimeout:       30 * time.Second, // less than the server's
 	}}
 	return c
 }

@@ -46,9 +46,9 @@ func (s *Server) events(w http.ResponseWriter, r *request) *Error {
 // Events wait in the core's ring only: a follower that does not keep up loses
 // those which fall out of it, is told how many, and has to ask again.
 func (s *Server) follow(w http.ResponseWriter, r *request, after uint64) *Error {
-	if s.followers.Add(1) > maxFollowers {
+	if s.followers.Add(1) > s.limits.followers {
 		s.followers.Add(-1)
-		return &Error{http.StatusServiceUnavailable, CodeBusy, fmt.Sprintf("more than %d followers", maxFollowers), "end some of them"}
+		return &Error{http.StatusServiceUnavailable, CodeBusy, fmt.Sprintf("more than %d followers", s.limits.followers), "end some of them"}
 	}
 	defer s.followers.Add(-1)
 	c := http.NewResponseController(w)
@@ -63,7 +63,7 @@ func (s *Server) follow(w http.ResponseWriter, r *request, after uint64) *Error 
 		}
 	}
 	send := func(buf *bytes.Buffer) {
-		err := c.SetWriteDeadline(time.Now().Add(followTimeout))
+		err := c.SetWriteDeadline(time.Now().Add(s.limits.follow))
 		if err == nil {
 			_, err = w.Write(buf.Bytes())
 		}

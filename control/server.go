@@ -30,6 +30,7 @@ type Server struct {
 	log  *zap.Logger
 	path string
 
+	limits limits
 	sock   *socket
 	access access
 	http   *http.Server
@@ -46,7 +47,9 @@ type Server struct {
 // New takes the socket: nobody else can from here on, and whoever connects
 // waits until Serve. Close gives it back. An error that wraps ErrInUse means
 // that another switch has it.
-func New(o Options) (*Server, error) {
+func New(o Options) (*Server, error) { return newServer(o, defaultLimits()) }
+
+func newServer(o Options, l limits) (*Server, error) {
 	if o.Switch == nil {
 		return nil, errors.New("control: Options.Switch is required")
 	}
@@ -77,19 +80,21 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		sw: o.Switch, log: o.Log, path: o.Socket, sock: sock,
+		sw: o.Switch, log: o.Log, path: o.Socket, limits: l, sock: sock,
 		access:   access{uid: uint32(os.Geteuid()), group: int64(gid)},
 		stopping: make(chan struct{}),
 	}
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(s.serve),
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
+		ReadHeaderTimeout: l.header,
+		ReadTimeout:       l.read,
+		WriteTimeout:      l.write,
+		IdleTimeout:       l.idle,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
-		ErrorLog:          zap.NewStdLog(o.Log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
+		// net/http would answer "OPTIONS *" itself.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     zap.NewStdLog(o.Log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
 	}
 	return s, nil
 }
@@ -117,7 +122,7 @@ func (s *Server) Serve(ctx context.Context) error {
 func (s *Server) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.stopping)
-		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), s.limits.stop)
 		defer cancel()
 		if s.http.Shutdown(ctx) != nil {
 			_ = s.http.Close() // who has not finished by now is cut off
@@ -168,13 +173,13 @@ func (c *conn) Close() error {
 func (s *Server) admit(c *net.UnixConn) *conn {
 	refusal := s.refusal(c)
 	if refusal == nil {
-		if s.conns.Add(1) <= maxConns {
+		if s.conns.Add(1) <= s.limits.conns {
 			return &conn{UnixConn: c, slots: &s.conns}
 		}
 		s.conns.Add(-1)
-		refusal = &Error{http.StatusServiceUnavailable, CodeBusy, fmt.Sprintf("more than %d connections", maxConns), "try again, or end some of them"}
+		refusal = &Error{http.StatusServiceUnavailable, CodeBusy, fmt.Sprintf("more than %d connections", s.limits.conns), "try again, or end some of them"}
 	}
-	if s.refused.Add(1) <= maxRefused {
+	if s.refused.Add(1) <= s.limits.refused {
 		return &conn{UnixConn: c, refusal: refusal, slots: &s.refused}
 	}
 	s.refused.Add(-1)

@@ -175,22 +175,11 @@ func (s *socket) open(mode fs.FileMode, gid int) error {
 	if err := clearStale(s.path); err != nil {
 		return err
 	}
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		// The kernel gives the file the mode of the socket (less the umask)
-		// when it is bound: nobody else can connect, not even for a moment,
-		// until the mode is widened below.
-		var err error
-		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); e != nil {
-			return e
-		}
-		return err
-	}}
-	l, err := lc.Listen(context.Background(), "unix", s.path)
+	l, err := listenPrivate(s.path)
 	if err != nil {
-		return fmt.Errorf("control: listen on %s: %w", s.path, err)
+		return err
 	}
-	s.UnixListener = l.(*net.UnixListener)
-	s.SetUnlinkOnClose(false) // release does it, if the file is still ours
+	s.UnixListener = l
 	var st unix.Stat_t
 	if err := unix.Lstat(s.path, &st); err != nil {
 		return fmt.Errorf("control: look at %s: %w", s.path, err)
@@ -205,6 +194,26 @@ func (s *socket) open(mode fs.FileMode, gid int) error {
 		return fmt.Errorf("control: set the mode of the socket: %w", err)
 	}
 	return nil
+}
+
+// listenPrivate makes a socket to which nobody else can connect, not even for a
+// moment: the kernel gives the file the mode that the socket has when it is
+// bound, less the umask.
+func listenPrivate(path string) (*net.UnixListener, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	l, err := lc.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("control: listen on %s: %w", path, err)
+	}
+	u := l.(*net.UnixListener)
+	u.SetUnlinkOnClose(false) // release does it, if the file is still ours
+	return u, nil
 }
 
 // clearStale removes a socket at path on which nobody answers.

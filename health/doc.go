@@ -12,6 +12,12 @@
 // is zero, so that nobody's cache changes); of an IPv6 target, a neighbour
 // solicitation (RFC 4861) from the link-local address of the probe's own MAC.
 //
+// One limit of ARP probes: a target that is just claiming its address by
+// address conflict detection (RFC 5227 2.1.1; not Linux by itself, but some of
+// its network managers, and Windows) takes the probe of somebody else for a
+// conflict. Neighbour solicitations have no such effect, since theirs come from
+// an address.
+//
 // Rules:
 //
 //   - Probes carry neither the bundle's MAC nor its addresses: on a standby they

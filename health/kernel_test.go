@@ -1,4 +1,4 @@
-package health
+package health_test
 
 import (
 	"context"
@@ -14,10 +14,76 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-b14e907b/vswitch/health"
 	"github.com/seed-b14e907b/vswitch/lab"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 	"github.com/seed-b14e907b/vswitch/policy"
 )
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// counter is a core that counts what it is told.
+type counter struct {
+	*ndiscore.Core
+	mu    sync.Mutex
+	kinds map[ndiscore.ObservationKind]int
+}
+
+func (c *counter) Observe(o ndiscore.Observation) {
+	c.mu.Lock()
+	c.kinds[o.Kind]++
+	c.mu.Unlock()
+	c.Core.Observe(o)
+}
+
+func (c *counter) count(kind ndiscore.ObservationKind) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kinds[kind]
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	if err := lab.Eventually(context.Background(), what, func() error {
+		if !cond() {
+			return errors.New("not yet")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runCore runs a core until the test ends.
+func runCore(t *testing.T, o ndiscore.Options) *counter {
+	c := &counter{Core: ndiscore.New(o), kinds: make(map[ndiscore.ObservationKind]int)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var run sync.WaitGroup
+	run.Go(func() { _ = c.Run(ctx) })
+	t.Cleanup(func() {
+		if err := c.Core.Close(context.Background(), "test ends"); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		run.Wait()
+	})
+	return c
+}
+
+// add makes an adapter known, of a driver of its own.
+func (c *counter) add(t *testing.T, name string, a ndiscore.Adapter) {
+	t.Helper()
+	_, err := c.RegisterDriver(ndiscore.Driver{
+		Name: "driver of " + name, Version: ndiscore.ContractVersion, NewOptions: func() any { return nil },
+		New: func(string, any) (ndiscore.Adapter, error) { return a, nil },
+	})
+	if err == nil {
+		err = c.AddAdapter(context.Background(), ndiscore.AdapterSpec{Name: name, Driver: "driver of " + name})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 // socket is an adapter on a kernel interface, as little as these tests need.
 type socket struct {
@@ -119,7 +185,7 @@ func TestKernelAnswers(t *testing.T) {
 
 			s := runCore(t, ndiscore.Options{})
 			s.add(t, "wan0", &socket{host: near, ifname: "y0"})
-			p, err := New(Options{Core: s, Identity: "test", Members: []Member{{Bundle: "wan", Adapter: "wan0", Target: target, Interval: 20 * time.Millisecond}}})
+			p, err := health.New(health.Options{Core: s, Identity: "test", Members: []health.Member{{Bundle: "wan", Adapter: "wan0", Target: target, Interval: 20 * time.Millisecond}}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -186,7 +252,7 @@ func TestKernelFailback(t *testing.T) {
 	s.add(t, "wan0", wan0)
 	s.add(t, "wan1", &socket{host: near, ifname: "y1"})
 	target := netip.MustParseAddr("192.0.2.1")
-	p, err := New(Options{Core: s, Identity: "test", Members: []Member{
+	p, err := health.New(health.Options{Core: s, Identity: "test", Members: []health.Member{
 		{Bundle: "wan", Adapter: "wan0", Target: target, Interval: 20 * time.Millisecond},
 		{Bundle: "wan", Adapter: "wan1", Target: target, Interval: 20 * time.Millisecond},
 	}})
@@ -201,7 +267,7 @@ func TestKernelFailback(t *testing.T) {
 		}
 	}
 	do(s.AddProtocol(ctx, p.Spec()))
-	do(s.AddBundle(ctx, ndiscore.BundleSpec{Name: "wan", Members: []string{"wan0", "wan1"}, NeedProof: true, MAC: testMAC}))
+	do(s.AddBundle(ctx, ndiscore.BundleSpec{Name: "wan", Members: []string{"wan0", "wan1"}, NeedProof: true, MAC: ndiscore.MAC{2, 1, 1, 1, 1, 1}}))
 	for _, n := range []string{"wan0", "wan1", "wan"} {
 		do(s.Start(ctx, n, "test"))
 	}

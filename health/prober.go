@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -57,6 +58,7 @@ type Prober struct {
 	asks chan ask      // answered between two steps
 	stop chan struct{}
 	done chan struct{}
+	end  sync.Once
 
 	paths []*path // the goroutine's own: those that are running
 	frame ndiscore.Frame
@@ -156,13 +158,10 @@ func (p *Prober) Spec() ndiscore.ProtocolSpec {
 	return s
 }
 
-// Close ends the prober and returns when its goroutine has ended.
+// Close ends the prober and returns when its goroutine has ended. It may be
+// called again.
 func (p *Prober) Close() {
-	select {
-	case <-p.stop:
-	default:
-		close(p.stop)
-	}
+	p.end.Do(func() { close(p.stop) })
 	<-p.done
 }
 

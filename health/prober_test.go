@@ -2,7 +2,6 @@ package health
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,12 +10,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 
-	"github.com/seed-b14e907b/vswitch/lab"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
-
-func TestMain(m *testing.M) { lab.Main(m) }
 
 // seen is a core whose observations the test reads.
 type seen struct {
@@ -30,17 +27,6 @@ func (s *seen) Observe(o ndiscore.Observation) {
 	s.all = append(s.all, o)
 	s.mu.Unlock()
 	s.Core.Observe(o)
-}
-
-func (s *seen) count(kind ndiscore.ObservationKind) (n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, o := range s.all {
-		if o.Kind == kind {
-			n++
-		}
-	}
-	return n
 }
 
 func (s *seen) take() []string {
@@ -58,15 +44,15 @@ func (s *seen) take() []string {
 	return out
 }
 
+// eventually polls until cond holds.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	if err := lab.Eventually(context.Background(), what, func() error {
-		if !cond() {
-			return fmt.Errorf("not yet")
+	deadline := time.Now().Add(10 * time.Second)
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not yet", what)
 		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -159,6 +145,7 @@ type manual struct {
 	mu     sync.Mutex
 	now    time.Time
 	timers []*manualTimer
+	prober *Prober
 }
 
 type manualTimer struct {
@@ -192,14 +179,10 @@ func (t *manualTimer) Stop() bool {
 	return true
 }
 
-// advance moves the clock once somebody waits for it.
+// advance moves the clock, and returns when the prober has done what was due.
 func (c *manual) advance(t testing.TB, d time.Duration) {
 	t.Helper()
-	eventually(t, "the prober waits", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return len(c.timers) > 0
-	})
+	c.settle(t)
 	c.mu.Lock()
 	c.now = c.now.Add(d)
 	var due []*manualTimer
@@ -214,9 +197,30 @@ func (c *manual) advance(t testing.TB, d time.Duration) {
 	for _, t := range due {
 		t.f()
 	}
+	c.settle(t)
+}
+
+// settle waits until the prober waits for its timer and nothing else is asked
+// of it: seen so for a while, since it may just be about to look.
+func (c *manual) settle(t testing.TB) {
+	t.Helper()
+	for calm := 0; calm < 3; {
+		eventually(t, "the prober waits", c.waited)
+		time.Sleep(time.Millisecond)
+		if calm++; !c.waited() {
+			calm = 0
+		}
+	}
+}
+
+func (c *manual) waited() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.timers) > 0 && len(c.prober.wake) == 0
 }
 
 func newEcho(t *testing.T) (*seen, *echo, *manual) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
 	clock := &manual{now: time.Unix(1000, 0)}
 	s := runCore(t, ndiscore.Options{})
 	e := &echo{}
@@ -225,6 +229,7 @@ func newEcho(t *testing.T) (*seen, *echo, *manual) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	clock.prober = p
 	t.Cleanup(p.Close)
 	if err := s.AddProtocol(context.Background(), p.Spec()); err != nil {
 		t.Fatal(err)

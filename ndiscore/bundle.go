@@ -159,7 +159,8 @@ type BundleSpec struct {
 
 // failbackOverlap is how long a team keeps delivering unicast that arrives on
 // the member it has just left while that member still works: frames that were
-// under way when the switches outside learned the new way.
+// under way when the switches outside learned the new way. A member that is
+// taken away in good order is paused when it is over.
 const failbackOverlap = 500 * time.Millisecond
 
 // dataPathEpoch is what the data path adds to a teamSet's epoch.
@@ -364,10 +365,10 @@ func (m *machine) evaluateTeam(b *mBundle) {
 	old := b.set
 	switch {
 	case set.member == old.member:
-		if old.overlap >= 0 && m.now.Before(b.overlapTo) && m.stillUsable(b, old.overlap) {
+		if old.overlap >= 0 && m.now.Before(b.overlapTo) && m.stillDelivers(b, old.overlap) {
 			set.overlap = old.overlap
 		}
-	case old.member >= 0 && set.member >= 0 && m.stillUsable(b, old.member):
+	case old.member >= 0 && set.member >= 0 && m.stillDelivers(b, old.member):
 		set.overlap = old.member
 		b.overlapTo = m.now.Add(failbackOverlap)
 	}
@@ -393,6 +394,29 @@ func (m *machine) evaluateTeam(b *mBundle) {
 func (m *machine) stillUsable(b *mBundle, member int) bool {
 	mv := m.memberView(b, b.members[member])
 	return mv.Running && !mv.Leaving && mv.Link.Connected()
+}
+
+// stillDelivers reports whether frames that are under way to a member that was
+// left can still come in by it. One that is taken away in good order can: it
+// lingers.
+func (m *machine) stillDelivers(b *mBundle, member int) bool {
+	a := m.adapter(b.members[member])
+	mv := m.memberView(b, b.members[member])
+	return mv.Running && mv.Link.Connected() && (!mv.Leaving || a.leavesInOrder())
+}
+
+// leavesInOrder reports whether a was told to go, rather than found broken.
+func (a *mAdapter) leavesInOrder() bool {
+	return !a.surprise && (a.goal == goalPause || a.goal == goalDown && (a.halt == HaltDeviceDisabled || a.halt == HaltDeviceStopped))
+}
+
+// lingers reports whether a's pause has to wait: its team has moved on, and a
+// still delivers what the switches outside send its way until they have learned
+// the new one. So a planned change loses nothing.
+func (m *machine) lingers(a *mAdapter) bool {
+	b := m.bundleOf(a)
+	return b != nil && b.mode == BundleTeam && b.memberName(b.set.overlap) == a.name && a.leavesInOrder() &&
+		m.adapter(b.name) != nil
 }
 
 func (b *mBundle) memberName(i int) string {
@@ -471,7 +495,7 @@ func (m *machine) wakeFor(b *mBundle, recheck time.Duration) {
 // promote makes a member active by hand.
 func (m *machine) promote(ev event) {
 	b := m.bundle(ev.adapter)
-	if b == nil {
+	if b == nil || b.mode == BundleTeam && m.adapter(b.name) == nil {
 		m.reply(ev.reply, fmt.Errorf("bundle %s: %w", ev.adapter, ErrNotFound))
 		return
 	}

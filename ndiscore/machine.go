@@ -531,7 +531,7 @@ func (m *machine) failed(a *mAdapter, err error) {
 
 // advance performs what a needs next and reports whether anything changed.
 func (m *machine) advance(a *mAdapter) bool {
-	if a.busy || a.stuck || a.state == StateShutdown {
+	if a.busy || a.stuck || a.state == StateShutdown || m.lingers(a) {
 		return false
 	}
 	if act, ok := m.next(a); ok {

@@ -18,7 +18,7 @@ type slot struct {
 	virtual bool
 	filters []*filterModule // from the miniport up; fixed
 
-	path   atomic.Pointer[path] // what the data path sees; never nil
+	path   atomic.Pointer[path]                  // what the data path sees; never nil
 	shards [MaxWorkers + 1]atomic.Pointer[shard] // the last one is the spare workers'
 
 	// What the data path tells the control side, as sticky marks.
@@ -111,7 +111,8 @@ func (s *slot) republishLocked() {
 		if !m.running {
 			continue
 		}
-		m.up.Store(&up)
+		above := up // each module has its own
+		m.up.Store(&above)
 		if r, ok := m.filter.(ReceiveFilter); ok {
 			p.receive = r
 			up = filterUp{r}
@@ -122,7 +123,8 @@ func (s *slot) republishLocked() {
 		if !m.running {
 			continue
 		}
-		m.down.Store(&down)
+		below := down
+		m.down.Store(&below)
 		if f, ok := m.filter.(SendFilter); ok {
 			p.send = f
 			down = filterDown{f}

@@ -55,9 +55,21 @@ func newInstance(c ndiscore.Clock) (*instance, error) {
 
 // addNIC gives netstack the interface of p.
 func (i *instance) addNIC(id tcpip.NICID, p *port, e *endpoint) error {
+	e.mtu.Store(uint32(max(p.mtu, minMTUIPv6)))
 	if err := i.s.CreateNICWithOptions(id, e, netstack.NICOptions{Name: p.iface.config.Name}); err != nil {
 		return fmt.Errorf("create NIC: %w", goError(err))
 	}
+	if p.mtu < minMTUIPv6 {
+		// IPv6 takes less for an MTU of 0, and its MLD then makes reports
+		// without end. It is to see none of it.
+		v6, err := i.s.GetNetworkEndpoint(id, ipv6.ProtocolNumber)
+		if err != nil {
+			i.removeNIC(id)
+			return fmt.Errorf("switch IPv6 off: %w", goError(err))
+		}
+		v6.Disable()
+	}
+	e.mtu.Store(uint32(p.mtu))
 	for _, a := range p.addresses {
 		pa := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddressWithPrefix{
 			Address: netAddress(a.Addr()), PrefixLen: a.Bits(),

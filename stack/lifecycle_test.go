@@ -13,6 +13,7 @@ import (
 
 	"github.com/gopacket/gopacket/layers"
 	"go.uber.org/zap"
+	"gvisor.dev/gvisor/pkg/refs"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
@@ -231,7 +232,9 @@ func TestMetric(t *testing.T) {
 // while packets flow and all goroutines of netstack are busy.
 func TestRebind(t *testing.T) {
 	d := newBed(t, testOptions(), 1500, 1500)
+	d.b.mu.Lock()
 	d.b.drain = true
+	d.b.mu.Unlock()
 	d.meet2()
 	stop := make(chan struct{})
 	var flood sync.WaitGroup
@@ -265,9 +268,9 @@ func TestRebind(t *testing.T) {
 			}
 		}
 	})
-	rounds := 200
-	if testing.Short() {
-		rounds = 20
+	rounds := 100
+	if testing.Short() || raceEnabled {
+		rounds = 10
 	}
 	for range rounds {
 		if err := d.core.Stop(t.Context(), "b", "test"); err != nil {
@@ -301,6 +304,10 @@ func (d *bed) meet2() {
 // TestPanic: a packet that makes netstack panic costs a netstack, not the
 // router; too many cost the router.
 func TestPanic(t *testing.T) {
+	// What an abandoned netstack holds is lost, on purpose.
+	mode := refs.GetLeakMode()
+	refs.SetLeakMode(refs.NoLeakChecking)
+	t.Cleanup(func() { refs.SetLeakMode(mode) })
 	o := testOptions()
 	fatal := make(chan error, 1)
 	o.Fatal = func(err error) { fatal <- err }

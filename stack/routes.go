@@ -121,11 +121,7 @@ func (r *Router) publishRoutes(all []candidate, down map[*iface]string) {
 		}
 		// Binding and unbinding have events of their own.
 		if was := i.link; was != state && (was == "up" || was == "down") && state != "unbound" {
-			why := down[i]
-			if why == "" {
-				why = i.live.linkState().Why
-			}
-			r.config.Event("interface.link", i.config.Name, was, state, why)
+			r.config.Event("interface.link", i.config.Name, was, state, i.live.linkState().Why)
 		}
 		i.link = state
 	}

@@ -251,6 +251,7 @@ func (a *adapter) Restart(context.Context) error {
 	a.rx.worker = w
 	a.rx.batch = ndiscore.NewBatch(w)
 	a.rx.batch.Borrowed = true
+	a.loop.Ready()
 	// The receive goroutine: ended by Pause, blocks on the ring.
 	a.running.Go(func() {
 		defer w.Close()

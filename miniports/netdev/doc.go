@@ -2,15 +2,15 @@
 // virtio_net_hdr codec, a watcher of link changes, network namespaces, and the
 // loop that waits for frames. It is not a miniport.
 //
-//	            netlink                       device fd
-//	               |                              |
-//	            Watcher  (one per namespace)     Loop  (one per receive queue)
-//	          LinkInfo |                          | Receive
-//	                   v                          v
-//	   LinkReporter ---------- miniport -------- Offload <-> virtio_net_hdr
-//	        | IndicateStatus       | IndicateReceive, Send
-//	        v                      v
-//	                    ndiscore
+//	         netlink                       device fd
+//	            |                              |
+//	         Watcher  (one per namespace)     Loop  (one per receive queue)
+//	       LinkInfo |                          | Receive
+//	                v                          v
+//	LinkReporter ---------- miniport -------- Offload <-> virtio_net_hdr
+//	     | IndicateStatus       | IndicateReceive, Send
+//	     v                      v
+//	                 ndiscore
 //
 // Rules:
 //   - A Watcher's goroutine calls the callbacks itself, one after another, in

@@ -1,11 +1,9 @@
 package netdev
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
-	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -14,14 +12,14 @@ import (
 )
 
 // The poll before sleep. See Loop.
-var (
-	pollMost  = Env("MOST", 100)
-	yieldBusy = Env("BUSY", 8)
-	restMost = Env("REST", 256)/1000
-	nearest = Env("NEAR", 300)
+const (
+	pollNear   = 300 * time.Microsecond // only after a sleep shorter than this
+	pollWindow = 200 * time.Microsecond // for so long at most
+	yieldBusy  = 20 * time.Microsecond  // a yield that took longer gave the CPU to somebody who computes
+	restMost   = 256                    // sleeps without a poll, after polls in vain
+
+	faultsMost = 1000 // error conditions that the netpoller reports and the Source knows nothing of
 )
-var Stat struct { Sleeps, Hits, Misses, Busy, ShortSleep atomic.Int64 }
-func Env(n string, d int) time.Duration { if v, err := strconv.Atoi(os.Getenv(n)); err == nil { d = v }; return time.Duration(d)*time.Microsecond }
 
 // Source is a device's receive queue as its Loop drives it. All calls come from
 // the goroutine in Run.
@@ -40,18 +38,26 @@ type Source interface {
 // Loop waits for a device's frames and has a Source take them. The goroutine
 // that calls Run sleeps in the Go netpoller, not in a system call, so an idle
 // queue costs no thread.
+//
+// Waking a CPU that halted costs more than the whole data path, so after recent
+// traffic the goroutine looks again for a short while before it sleeps. Between
+// looks it yields to other threads and goroutines. Where CPUs are scarce that
+// is no gain: the kernel puts a sleeper that wakes ahead of those who compute,
+// but not one who yields. So a yield that took long, or a window without a
+// frame, doubles the number of sleeps without a poll that follow, and a frame
+// found quickly ends them. An idle queue does not poll at all.
 type Loop struct {
 	file *os.File // a duplicate of the device's descriptor, for the netpoller
 	raw  syscall.RawConn
 	stop atomic.Bool
 
 	// Of the goroutine in Run.
-	err   error
-	since time.Time // when the last sleep began
-	slept bool
-	rest  int // so many sleeps without a poll before them
-	miss  int // how many the last useless poll cost
-	near  bool
+	err    error
+	slept  bool
+	since  time.Time // when the last sleep began
+	recent bool      // the last sleep was short
+	rest   int       // sleeps to come without a poll
+	vain   int       // what rest was set to last
 }
 
 // NewLoop makes a Loop for the non-blocking device behind fd, which stays the
@@ -73,36 +79,40 @@ func NewLoop(fd int) (*Loop, error) {
 func (l *Loop) Close() { l.file.Close() }
 
 // Stop makes Run return once the batch in hand is done. It may be called from
-// any goroutine, also before Run.
+// any goroutine, also before Run, and stays in force until Ready.
 func (l *Loop) Stop() {
 	l.stop.Store(true)
 	_ = l.file.SetReadDeadline(time.Unix(1, 0)) // fails only on a closed Loop
 }
 
-// Run takes frames from s until Stop or an error of s. It may be called again
-// after it has returned.
+// Ready takes a Stop back, before the goroutine that will Run starts.
+func (l *Loop) Ready() {
+	l.stop.Store(false)
+	_ = l.file.SetReadDeadline(time.Time{})
+}
+
+// Run takes frames from s until Stop, or an error of s, which it returns.
 func (l *Loop) Run(s Source) error {
-	defer func() {
-		s.Sleep()
-		l.stop.Store(false)
-		_ = l.file.SetReadDeadline(time.Time{})
-	}()
-	l.err, l.slept, l.near, l.rest, l.miss = nil, false, false, 0, 0
+	defer s.Sleep()
+	l.err, l.slept, l.recent, l.rest, l.vain = nil, false, false, 0, 0
 	work := func(uintptr) bool { return l.work(s) } // one closure; it parks by returning false
-	for {
+	for faults := 0; ; faults++ {
 		err := l.raw.Read(work)
 		switch {
 		case l.err != nil:
 			return l.err
-		case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
+		case l.stop.Load():
 			return nil
 		}
-		// The netpoller reports an error condition without data as an error of
-		// its own kind.
-		if ferr := s.Fault(); ferr != nil {
-			return ferr
+		// The netpoller makes an error condition without anything to read or
+		// write an error of its own, and repeats it until the next event.
+		if err := s.Fault(); err != nil {
+			return err
 		}
-		return fmt.Errorf("wait for frames: %w", err)
+		if faults == faultsMost {
+			return fmt.Errorf("wait for frames: %w", err)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -111,68 +121,55 @@ func (l *Loop) work(s Source) bool {
 	woken := l.slept
 	if woken {
 		l.slept = false
-		l.near = time.Since(l.since) < nearest
+		l.recent = time.Since(l.since) < pollNear
 	}
-	for {
-		if l.stop.Load() {
-			return true
-		}
+	for !l.stop.Load() {
 		n, err := s.Receive()
-		if err == nil && n == 0 {
-			if woken {
-				err = s.Fault()
-			} 
-			if err == nil { n, err = l.poll(s) }
+		if err == nil && n == 0 && woken {
+			err = s.Fault()
+		}
+		if err == nil && n == 0 && l.recent {
+			n, err = l.poll(s)
 		}
 		if err != nil {
 			l.err = err
 			return true
 		}
+		if n == 0 && !l.stop.Load() {
+			s.Sleep()
+			l.slept, l.since = true, time.Now()
+			return false // a frame that is there already ends the sleep at once
+		}
 		woken = false
-		if n > 0 {
-			continue
-		}
-		if l.stop.Load() {
-			return true
-		}
-		Stat.Sleeps.Add(1)
-		s.Sleep()
-		l.slept, l.since = true, time.Now()
-		return false
 	}
+	return true
 }
 
 // poll looks for frames for a while, where that has been worth it.
 func (l *Loop) poll(s Source) (int, error) {
-	if !l.near || pollMost == 0 {
-		return 0, nil
-	}
 	if l.rest > 0 {
 		l.rest--
 		return 0, nil
 	}
 	start := time.Now()
-	now := start
-	for {
+	for last := start; ; {
 		unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 		runtime.Gosched()
 		n, err := s.Receive()
-		if n > 0 || err != nil {
-			Stat.Hits.Add(1)
-			l.miss = 0
+		if err != nil || l.stop.Load() {
 			return n, err
 		}
-		if l.stop.Load() {
-			return 0, nil
+		now := time.Now()
+		busy := now.Sub(last) > yieldBusy
+		switch {
+		case busy, n == 0 && now.Sub(start) > pollWindow:
+			l.vain = min(max(1, 2*l.vain), restMost)
+			l.rest = l.vain
+			return n, nil
+		case n > 0:
+			l.vain = 0
+			return n, nil
 		}
-		before := now
-		now = time.Now()
-		busy := now.Sub(before) > yieldBusy 
-		if busy || now.Sub(start) > pollMost {
-			if busy { Stat.Busy.Add(1) } else {Stat.Misses.Add(1)}
-			l.miss = min(max(1, 2*l.miss), int(restMost))
-			l.rest = l.miss
-			return 0, nil
-		}
+		last = now
 	}
 }

@@ -76,6 +76,9 @@ func (n *Namespace) String() string {
 	return fmt.Sprintf("network namespace %q", n.spec)
 }
 
+// FD is the namespace's descriptor, still owned by n.
+func (n *Namespace) FD() int { return n.fd }
+
 // Close lets go of the namespace.
 func (n *Namespace) Close() { unix.Close(n.fd) }
 
@@ -148,4 +151,3 @@ func (n *Namespace) Configured(index int) ([]string, error) {
 	}
 	return found, nil
 }
-

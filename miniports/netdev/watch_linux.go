@@ -251,6 +251,13 @@ func (w *Watcher) Await(ctx context.Context, match func(LinkInfo) bool) (LinkInf
 	}
 }
 
+// Dumps counts how often the watcher had to ask for the whole state: once to
+// begin with, and again whenever events were lost.
+func (w *Watcher) Dumps() (n int) {
+	_ = w.do(func() { n = int(w.seq) }) // 0 of an ended one
+	return n
+}
+
 // do runs f on the goroutine, after it has read what the kernel has sent so
 // far, and waits.
 func (w *Watcher) do(f func()) error {

@@ -281,4 +281,3 @@ func deleteLink(ns *netdev.Namespace, name string) error {
 	}
 	return h.LinkDel(l)
 }
-

@@ -53,7 +53,9 @@ type Bridge struct {
 
 	news atomic.Int32 // link states to be told above, see tellLink
 
-	fullTold bool // the keeper's own: an event said that the table is full
+	// The keeper's.
+	fullTold  bool // an event said that the table is full
+	announced atomic.Uint64
 
 	mu     sync.Mutex // guards all below, and replacing view; before fdb.mu, never taken on the packet path
 	ports  []*port    // by id, nil where nothing is bound
@@ -199,12 +201,12 @@ func (b *Bridge) Stats() Stats {
 		Entries: int(b.fdb.entries.Load()), Limit: b.opts.MACLimit,
 		Learned: b.fdb.learned.Load(), Moved: b.fdb.moved.Load(),
 		Aged: b.fdb.aged.Load(), Flushed: b.fdb.flushed.Load(), Full: b.fdb.refused.Load(),
+		Announced: b.announced.Load(),
 	}
 	for i := range b.scratch {
 		if c := b.scratch[i].Load(); c != nil {
 			s.Flooded += c.flooded.Load()
 			s.Copies += c.copies.Load()
-			s.Announced += c.announced.Load()
 		}
 	}
 	return s
@@ -392,13 +394,9 @@ func (b *Bridge) Initialize(_ context.Context, h ndiscore.AdapterHandle) (ndisco
 	if clock == nil {
 		clock = h.Clock()
 	}
-	w := h.NewWorker(0)
-	if w == nil {
-		return ndiscore.Attributes{}, fmt.Errorf("bridge %s: keeper: %w: too many workers", b.opts.Name, ndiscore.ErrResources)
-	}
 	b.handle.Store(&h)
 	b.mu.Lock()
-	b.keeper = newKeeper(b, clock, w)
+	b.keeper = newKeeper(b, clock, h.NewWorker(0))
 	mtu := b.opts.MTU
 	if mtu == 0 {
 		for _, p := range b.ports {

@@ -11,12 +11,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // counts is how many frames each port, and the station above, got.
 func (l *lan) counts() []int {
@@ -363,7 +360,10 @@ func TestAttributes(t *testing.T) {
 	if p := l.wires[0].filter; p != ndiscore.FilterPromiscuous {
 		t.Errorf("filter of a port %#x", p)
 	}
-	l = newLAN(t, 1, true, func(o *Options) { o.MTU, o.MAC = 9000, mac(77) })
+}
+
+func TestGivenAttributes(t *testing.T) {
+	l := newLAN(t, 1, true, func(o *Options) { o.MTU, o.MAC = 9000, mac(77) })
 	if a := l.above.binding.Attributes(); a.MTU != 9000 || a.MAC != mac(77) {
 		t.Errorf("%+v", a)
 	}

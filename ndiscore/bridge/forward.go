@@ -26,7 +26,7 @@ type scratch struct {
 	next   *scratch
 
 	// Only the worker adds, so the atomics never contend.
-	flooded, copies, announced atomic.Uint64
+	flooded, copies atomic.Uint64
 }
 
 func (b *Bridge) enter(w *ndiscore.Worker) *scratch {

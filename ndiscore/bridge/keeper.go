@@ -284,10 +284,8 @@ func (k *keeper) batch(a *announcement) (n int, last bool) {
 	if n == 0 {
 		return 0, last
 	}
-	s := b.enter(k.worker)
 	a.port.binding.Send(q)
-	s.announced.Add(uint64(n))
-	s.busy = false
+	b.announced.Add(uint64(n))
 	a.sent += n
 	return n, last
 }

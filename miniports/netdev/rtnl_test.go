@@ -1,0 +1,69 @@
+package netdev
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func attribute(kind uint16, value []byte) []byte {
+	ne := binary.NativeEndian
+	b := ne.AppendUint16(nil, uint16(unix.SizeofRtAttr+len(value)))
+	b = append(ne.AppendUint16(b, kind), value...)
+	return append(b, make([]byte, align4(len(b))-len(b))...)
+}
+
+func linkBody(family byte, index uint32, flags uint32, attrs ...[]byte) []byte {
+	ne := binary.NativeEndian
+	b := []byte{family, 0, 0, 0}
+	b = ne.AppendUint32(b, index)
+	b = ne.AppendUint32(b, flags)
+	b = ne.AppendUint32(b, 0)
+	for _, a := range attrs {
+		b = append(b, a...)
+	}
+	return b
+}
+
+func message(kind uint16, body []byte) []byte {
+	ne := binary.NativeEndian
+	b := ne.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
+	b = ne.AppendUint16(b, kind)
+	b = append(b, make([]byte, 10)...)
+	return append(b, body...)
+}
+
+func TestParseLink(t *testing.T) {
+	body := linkBody(unix.AF_UNSPEC, 7, unix.IFF_UP,
+		attribute(unix.IFLA_IFNAME, []byte("eth7\x00")),
+		attribute(unix.IFLA_ADDRESS, []byte{2, 0, 0, 0, 0, 1}),
+		attribute(unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, 9000)),
+		attribute(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, attribute(unix.IFLA_INFO_KIND, []byte("veth\x00"))),
+		attribute(unix.IFLA_NEW_NETNSID, binary.NativeEndian.AppendUint32(nil, 3)))
+	m, ok := parseLink(body)
+	if !ok || m.index != 7 || m.flags != unix.IFF_UP || string(m.name) != "eth7" || m.mtu != 9000 ||
+		string(m.kind) != "veth" || m.mac.String() != "02:00:00:00:00:01" || !m.moved || m.movedTo != 3 {
+		t.Errorf("%+v, %v", m, ok)
+	}
+	// A port that leaves a bridge is no link that goes.
+	if _, ok := parseLink(linkBody(unix.AF_BRIDGE, 7, 0)); ok {
+		t.Error("a bridge's message was taken for the link's")
+	}
+}
+
+func FuzzNetlink(f *testing.F) {
+	f.Add(message(unix.RTM_NEWLINK, linkBody(unix.AF_UNSPEC, 7, unix.IFF_UP, attribute(unix.IFLA_IFNAME, []byte("eth7\x00")))))
+	f.Add(message(unix.RTM_DELLINK, linkBody(unix.AF_UNSPEC, 7, 0, attribute(unix.IFLA_NEW_NETNSID, []byte{1, 0, 0, 0}))))
+	f.Add(append(message(unix.NLMSG_DONE, make([]byte, 4)), message(unix.NLMSG_ERROR, make([]byte, 20))...))
+	f.Add(appendDump(nil, 1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		w := &Watcher{links: map[int]*link{}, byName: map[string]*link{}, awaits: map[*await]struct{}{}, dumping: 1, seq: 1}
+		w.read(b)
+		for name, l := range w.byName {
+			if l.Name != name || w.links[l.Index] != l {
+				t.Fatalf("%q names %+v", name, l.LinkInfo)
+			}
+		}
+	})
+}
