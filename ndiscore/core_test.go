@@ -654,7 +654,7 @@ func TestC31StatusAfterHalt(t *testing.T) {
 	ndistest.Await(t, "link event", func() bool { return len(b.events("link", "M")) > 0 })
 	before := len(b.events("link", "M"))
 	b.must(core.Stop(b.ctx(), "M", "test"))
-	m.SetLink(true, "too late")
+	m.Handle().IndicateStatus(ndiscore.LinkState{Media: ndiscore.MediaConnected, Why: "too late"})
 	_ = b.state("M") // Run has been round
 	if n := len(p.Statuses()); n != 1 {
 		t.Errorf("%d statuses after halt", n)

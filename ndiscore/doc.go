@@ -4,13 +4,13 @@
 // between them; they never call each other. It knows no device, no kernel and
 // no network protocol above Ethernet, and imports the standard library alone.
 //
-//	    protocols     router (stack)     bridge's lower edge     prober
-//	                     ▲ Bind Unbind Event Receive Status    │ Send Request
-//	    bindings         │                                     ▼
-//	    virtual       team "wan"  bridge "lan"        each an Adapter above, a Protocol below
-//	    filters       an ordered list per adapter; an empty list costs nothing
-//	    adapters      tap   afpacket   …              miniports/*: Initialize Restart Pause Halt Send
-//	    devices       TAP, kernel interface, …        LowerDevice: StartDevice RemoveDevice
+//	protocols     router (stack)     bridge's lower edge     prober
+//	                 ▲ Bind Unbind Event Receive Status    │ Send Request
+//	bindings         │                                     ▼
+//	virtual       team "wan"  bridge "lan"        each an Adapter above, a Protocol below
+//	filters       an ordered list per adapter; an empty list costs nothing
+//	adapters      tap   afpacket   …              miniports/*: Initialize Restart Pause Halt Send
+//	devices       TAP, kernel interface, …        LowerDevice: StartDevice RemoveDevice
 //
 // Words. rx is into the switch, tx out of it, everywhere. An Adapter is one
 // device run by a Driver (a miniport); a Binding is one Protocol on one

@@ -18,11 +18,16 @@ import (
 type team struct {
 	core    *Core
 	name    string
-	attrs   Attributes
+	attrs   Attributes // as configured; Initialize fills in the rest, for the core
 	members []*teamMember
 
 	handle atomic.Pointer[AdapterHandle]
 	active atomic.Pointer[teamSet]
+
+	// ours remembers, while two members receive, whose frames have left through
+	// the active one: what the network floods back to the other is not news.
+	ours [256]atomic.Uint64
+	mac  atomic.Uint64 // the virtual adapter's own, as MACKey
 
 	moves struct {
 		sync.Mutex // a leaf; taken once per failover
@@ -69,32 +74,32 @@ func (t *team) Kind() string { return "team" }
 // Initialize takes from the members what the configuration leaves open: the
 // first one's address, and the smallest MTU among them.
 func (t *team) Initialize(_ context.Context, h AdapterHandle) (Attributes, error) {
-	smallest := 0
+	attrs, smallest := t.attrs, 0
 	for _, m := range t.members {
 		b := m.binding.Load()
 		if b == nil {
 			continue
 		}
 		a := b.Attributes()
-		if t.attrs.MAC.IsZero() {
-			t.attrs.MAC = a.MAC
+		if attrs.MAC.IsZero() {
+			attrs.MAC = a.MAC
 		}
 		if smallest == 0 || a.MTU < smallest {
 			smallest = a.MTU
 		}
 	}
-	a := t.attrs
-	if a.MAC.IsZero() {
+	if attrs.MAC.IsZero() {
 		return Attributes{}, fmt.Errorf("%w: it is to have its first member's MAC, and no member is up", ErrNotAccepted)
 	}
-	if a.MTU == 0 {
-		a.MTU = cmp.Or(smallest, 1500)
+	if attrs.MTU == 0 {
+		attrs.MTU = cmp.Or(smallest, 1500)
 	}
+	t.mac.Store(attrs.MAC.Key())
 	t.handle.Store(&h)
 	if t.active.Load().member >= 0 {
-		a.Link = LinkState{Media: MediaConnected, Why: "a member is active"}
+		attrs.Link = LinkState{Media: MediaConnected, Why: "a member is active"}
 	}
-	return a, nil
+	return attrs, nil
 }
 
 func (t *team) Restart(context.Context) error    { return nil }
@@ -132,6 +137,9 @@ func (t *team) Send(b *Batch) {
 			}
 			t.refuse(b, DropNoMember)
 			return
+		}
+		if set.overlap >= 0 {
+			t.remember(b)
 		}
 		if b.Borrowed {
 			lower.Send(b)
@@ -192,12 +200,10 @@ func (t *team) Receive(b *Binding, batch *Batch) {
 	switch {
 	case h == nil:
 		batch.DropAll(DropPaused)
-	case m.index == set.member:
-		t.indicate(*h, b, batch, batch.Frames)
-	case m.index == set.overlap:
-		t.receiveOverlap(*h, b, batch)
+	case m.index == set.member || m.index == set.overlap:
+		t.indicate(*h, batch, m.index == set.overlap)
 	default:
-		// Not DropAll on what a prober has taken: its fate outranks ours.
+		// What a prober has taken for itself stays delivered.
 		batch.DropAll(DropInactive)
 	}
 	if !batch.Borrowed {
@@ -205,28 +211,26 @@ func (t *team) Receive(b *Binding, batch *Batch) {
 	}
 }
 
-// indicate passes frames up, always lent: the batch stays the member's.
-func (t *team) indicate(h AdapterHandle, _ *Binding, batch *Batch, frames []*Frame) {
-	if batch.Borrowed && len(frames) == len(batch.Frames) {
+// indicate passes batch up, always lent, without what a prober has taken for
+// itself. From the member just left it takes what was still under way: unicast
+// frames, unless they are our own come back.
+func (t *team) indicate(h AdapterHandle, batch *Batch, overlap bool) {
+	whole := batch.Borrowed && !overlap
+	for _, f := range batch.Frames {
+		whole = whole && f.fate == fateNone
+	}
+	if whole {
 		h.IndicateReceive(batch)
 		return
 	}
 	lent := batch.Worker.Scratch()
-	lent.Frames = append(lent.Frames, frames...)
-	h.IndicateReceive(lent)
-	batch.Worker.Done(lent)
-}
-
-// receiveOverlap takes, from the member just left, what was still under way:
-// unicast frames, unless they are our own come back.
-func (t *team) receiveOverlap(h AdapterHandle, _ *Binding, batch *Batch) {
-	lent := batch.Worker.Scratch()
 	for _, f := range batch.Frames {
 		switch {
-		case f.Src() == t.attrs.MAC:
-			f.Drop(DropReflection)
-		case f.Dst().IsGroup():
+		case f.fate == fateDelivered:
+		case overlap && f.Dst().IsGroup():
 			f.Drop(DropInactive)
+		case overlap && t.remembers(f):
+			f.Drop(DropReflection)
 		default:
 			lent.Append(f)
 		}
@@ -236,6 +240,23 @@ func (t *team) receiveOverlap(h AdapterHandle, _ *Binding, batch *Batch) {
 	}
 	batch.Worker.Done(lent)
 }
+
+func (t *team) remember(b *Batch) {
+	for _, f := range b.Frames {
+		k := MACKey(f.Head[6:])
+		if e := &t.ours[ourIndex(k)]; e.Load() != k {
+			e.Store(k)
+		}
+	}
+}
+
+func (t *team) remembers(f *Frame) bool {
+	k := MACKey(f.Head[6:])
+	return t.ours[ourIndex(k)].Load() == k || t.mac.Load() == k
+}
+
+// ourIndex spreads MAC addresses over team.ours (Fibonacci hashing).
+func ourIndex(k uint64) uint64 { return k * 0x9e3779b97f4a7c15 >> 56 }
 
 func (t *team) SendComplete(*Binding, *Batch) {} // what it sends is always borrowed
 

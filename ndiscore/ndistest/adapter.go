@@ -59,6 +59,7 @@ type Adapter struct {
 	returned int
 	link     ndiscore.LinkState
 	present  bool
+	live     bool // between Initialize and Halt
 }
 
 // job is something to be done on the receive goroutine.
@@ -159,6 +160,7 @@ func (a *Adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (ndisc
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.live = true
 	return ndiscore.Attributes{
 		MAC: a.opt.MAC, MTU: a.opt.MTU, Link: a.link, Queues: 1,
 		Transmit: a.opt.Transmit, Receive: a.opt.Receive, Device: a.name,
@@ -216,6 +218,9 @@ func (a *Adapter) Abandon() {
 // Halt implements ndiscore.Adapter.
 func (a *Adapter) Halt(_ context.Context, why ndiscore.HaltAction) {
 	_ = a.play("Halt", "Halt("+why.String()+")")
+	a.mu.Lock()
+	a.live = false
+	a.mu.Unlock()
 	for {
 		select {
 		case <-a.arrive:
@@ -484,7 +489,8 @@ func (a *Adapter) Lent() (out, back int) {
 	return len(a.lent), a.returned
 }
 
-// SetLink changes the link and indicates it, on the caller's goroutine.
+// SetLink changes the link and, between Initialize and Halt, indicates it, on
+// the caller's goroutine.
 func (a *Adapter) SetLink(up bool, why string) {
 	l := ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: why}
 	if up {
@@ -492,9 +498,10 @@ func (a *Adapter) SetLink(up bool, why string) {
 	}
 	a.mu.Lock()
 	a.link = l
+	live := a.live
 	a.mu.Unlock()
-	if h := a.Handle(); h != nil {
-		h.IndicateStatus(l)
+	if live {
+		a.Handle().IndicateStatus(l)
 	}
 }
 
