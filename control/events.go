@@ -57,6 +57,7 @@ func (s *Server) follow(w http.ResponseWriter, r *request, after uint64) *Error 
 		return errorFrom(fmt.Errorf("follow: %w", err))
 	}
 	w.Header().Set("Content-Type", ndjsonType)
+	w.Header().Set("Connection", "close")
 	line := func(buf *bytes.Buffer, v any) {
 		if err := json.NewEncoder(buf).Encode(v); err != nil {
 			panic(http.ErrAbortHandler) // strings, numbers and times: cannot fail

@@ -223,7 +223,7 @@ func readResponse(t *testing.T, c net.Conn, method string) (*http.Response, stri
 func TestHugeAnswer(t *testing.T) {
 	r := serveFixture(t, nil)
 	entries, err := r.client.FDB(ndistest.Context(t), "huge")
-	if err != nil || len(entries) != 200_000 {
+	if err != nil || len(entries) != 50_000 {
 		t.Errorf("%d entries, %v", len(entries), err)
 	}
 }
@@ -262,7 +262,7 @@ func TestStoppedSwitch(t *testing.T) {
 }
 
 func TestServeEnds(t *testing.T) {
-	r := serveFixture(t, nil)
+	r := serveFixture(t, func(l *limits) { l.stop = 100 * time.Millisecond })
 	if _, err := r.client.Version(ndistest.Context(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -325,6 +325,7 @@ func TestClientWithoutServer(t *testing.T) {
 			if err != nil {
 				return
 			}
+			_, _ = c.Read(make([]byte, 100))
 			_, _ = io.WriteString(c, "220 smtp ready\r\n")
 			c.Close()
 		}

@@ -17,6 +17,7 @@ type Switch struct {
 	*vswitch.Switch
 
 	cancel context.CancelFunc
+	forget func() // takes Stop off the lab's list
 	ended  chan struct{}
 	err    error // of Run; read after ended is closed
 }
@@ -43,13 +44,12 @@ func (l *Lab) StartSwitch(ctx context.Context, toml string, log *zap.Logger) (*S
 		defer close(s.ended)
 		s.err = sw.Run(runCtx, func() { close(ready) })
 	}()
-	l.OnClose("switch", s.Stop)
+	s.forget = l.OnClose("switch", s.Stop)
 	select {
 	case <-ready:
 		return s, nil
 	case <-s.ended:
-		cancel()
-		return nil, l.check(fmt.Errorf("lab: switch: %w", s.err))
+		return nil, l.check(fmt.Errorf("lab: switch: %w", s.Stop()))
 	case <-ctx.Done():
 		return nil, l.check(errors.Join(fmt.Errorf("lab: switch: %w", ctx.Err()), s.Stop()))
 	}
@@ -58,6 +58,7 @@ func (l *Lab) StartSwitch(ctx context.Context, toml string, log *zap.Logger) (*S
 // Stop halts everything in order and returns what went wrong. It may be called
 // again.
 func (s *Switch) Stop() error {
+	s.forget()
 	s.cancel()
 	<-s.ended
 	return s.err

@@ -264,6 +264,11 @@ func (c *Core) collect() {
 }
 
 func (c *Core) step(ev event) {
+	if ev.kind == evDone && ev.action.kind == actInitialize && ev.err == nil {
+		// Read here and not where Initialize returned: what was indicated
+		// since may have been collected already, and is newer.
+		ev.link = *c.slots[ev.adapter].link.Load()
+	}
 	for _, a := range c.m.step(c.clock.Now(), ev) {
 		c.perform(a)
 	}
@@ -319,7 +324,7 @@ func (c *Core) call(a action) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.callLimit/2)
 	c.calls.Go(func() { // "call": ends when the driver returns
 		ev := event{kind: evDone, adapter: a.adapter, action: &a}
-		ev.err = c.callDriver(ctx, s, p, a, &ev)
+		ev.err = c.callDriver(ctx, s, p, a)
 		done <- ev
 	})
 	c.calls.Go(func() { // "call watch": ends with the call, or gives up on it
@@ -337,14 +342,14 @@ func (c *Core) call(a action) {
 	})
 }
 
-func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, ev *event) error {
+func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) error {
 	switch a.kind {
 	case actStartDevice:
 		return s.adapter.(LowerDevice).StartDevice(ctx)
 	case actRemoveDevice:
 		s.adapter.(LowerDevice).RemoveDevice(ctx)
 	case actInitialize:
-		return s.initialize(ctx, ev)
+		return s.initialize(ctx)
 	case actHalt:
 		s.close(DropPaused)
 		s.alive.Store(aliveHalting)
@@ -374,7 +379,7 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, e
 			return fmt.Errorf("adapter %s: pause: a worker does not leave the data path: %w", s.name, ErrQuarantined)
 		}
 		s.adapter.Pause(ctx)
-		drain, cancel := context.WithTimeout(context.Background(), min(drainLimit, c.callLimit/4))
+		drain, cancel := context.WithTimeout(context.Background(), min(drainLimit, c.callLimit*2/5)) // with a Pause that used all of its time, still within the limit
 		defer cancel()
 		if s.out.quiet(drain, true) != nil {
 			if n := s.out.writeOff(); n > 0 {
@@ -443,7 +448,7 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action, e
 	return nil
 }
 
-func (s *slot) initialize(ctx context.Context, ev *event) error {
+func (s *slot) initialize(ctx context.Context) error {
 	s.removing.Store(nil)
 	s.gone.Store(nil)
 	s.crowded.Store(false)
@@ -468,7 +473,6 @@ func (s *slot) initialize(ctx context.Context, ev *event) error {
 	s.update(func() { s.attrs = attrs; s.state = pathState{closed: DropPaused} })
 	// A status that came during Initialize is newer than the attributes.
 	s.link.CompareAndSwap(nil, &attrs.Link)
-	ev.link = *s.link.Load()
 	s.alive.Store(aliveYes)
 	return nil
 }

@@ -58,10 +58,8 @@ func (sticky) Decide(v ndiscore.BundleView) ndiscore.BundleDecision {
 
 // bench is a core with fake adapters, each behind a Verifier.
 type bench struct {
-	t     testing.TB
-	core  *ndiscore.Core
-	trace *ndistest.Trace
-	nics  map[string]*ndistest.Adapter
+	t    testing.TB
+	core *ndiscore.Core
 }
 
 func newBench(t testing.TB, o ndiscore.Options, nics ...*ndistest.Adapter) *bench {
@@ -70,10 +68,9 @@ func newBench(t testing.TB, o ndiscore.Options, nics ...*ndistest.Adapter) *benc
 	if o.Decider == nil {
 		o.Decider = sticky{}
 	}
-	b := &bench{t: t, core: ndistest.NewCore(t, o), nics: map[string]*ndistest.Adapter{}}
+	b := &bench{t: t, core: ndistest.NewCore(t, o)}
 	var as []ndiscore.Adapter
 	for _, n := range nics {
-		b.nics[n.Name()] = n
 		as = append(as, ndistest.Verifier(t, n.Contract()))
 	}
 	if _, err := b.core.RegisterDriver(ndistest.Driver("fake", as...)); err != nil {
@@ -137,7 +134,7 @@ func (b *bench) active(bundle string) string {
 	return ""
 }
 
-// halts lists the halt actions of an adapter, from the events.
+// events lists the events of one kind about an adapter.
 func (b *bench) events(what, adapter string) []ndiscore.Event {
 	all, _, _ := b.core.Events(0)
 	return slices.DeleteFunc(all, func(e ndiscore.Event) bool { return e.What != what || e.Adapter != adapter })
@@ -800,6 +797,7 @@ func TestC70SurpriseRemoval(t *testing.T) {
 	b.protocol(p, "M")
 	b.add("M")
 	b.start("M")
+	tr.Await(t, "P1.Event(BindsComplete)")
 	tr.Take()
 	hold := p.Hold("Event(Pause)")
 	m.Vanish("RTM_DELLINK")

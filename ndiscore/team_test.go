@@ -132,6 +132,7 @@ func TestC58FailoverOnSend(t *testing.T) {
 		t.Errorf("stack heard %+v", last)
 	}
 	// The first to recover takes over.
+	b.awaitState("up1", "halted")
 	b.start("up1")
 	ndistest.Await(t, "up1 active", func() bool { return b.active("wan") == "up1" })
 	if got := send(w, stack.Binding("wan"), true, frame(5)); got.Status[0] != ndiscore.DropNone {

@@ -111,7 +111,7 @@ func (*endpoint) SetOnCloseAction(func()) {}
 func (e *endpoint) WritePackets(list netstack.PacketBufferList) (int, tcpip.Error) {
 	for i, pkt := range list.AsSlice() {
 		if e.closed.Load() {
-			e.port.stats.closed.Add(1)
+			e.port.iface.stats.closed.Add(1)
 			continue
 		}
 		if !e.write(pkt) {
@@ -129,7 +129,7 @@ func (e *endpoint) write(pkt *netstack.PacketBuffer) bool {
 	case later:
 		return true
 	case t == nil:
-		e.port.stats.noSender.Add(1)
+		e.port.iface.stats.noSender.Add(1)
 		return false
 	}
 	e.send(t)
@@ -196,9 +196,9 @@ func (e *endpoint) send(t *sender) {
 	n := len(t.batch.Frames)
 	sent, refused := t.flush(e.port)
 	e.router.senders.put(t)
-	e.port.stats.sent.Add(uint64(sent - refused))
-	e.port.stats.refused.Add(uint64(refused))
-	e.port.stats.closed.Add(uint64(n - sent))
+	e.port.iface.stats.sent.Add(uint64(sent - refused))
+	e.port.iface.stats.refused.Add(uint64(refused))
+	e.port.iface.stats.closed.Add(uint64(n - sent))
 }
 
 // offload says in f what is left to do: for a forwarded packet what it came

@@ -206,18 +206,26 @@ func (r *Router) rebuild(why string) {
 			return
 		}
 	}
-	net, err := newInstance(r.clock)
-	if err != nil {
+	if err := r.install(first || f.net.mld); err != nil {
 		r.die(err)
 		return
 	}
-	f.net = net
-	r.stack.Store(net)
 	if !r.guarded(r.reconcile) || first {
 		return // a panic has built the next one already, or given up
 	}
 	r.log.Warn("netstack rebuilt", zap.String("reason", why))
 	r.config.Event("router.rebuilt", "", "", "", why)
+}
+
+// install puts a new netstack in place of the one there is.
+func (r *Router) install(mld bool) error {
+	net, err := newInstance(r.clock, mld)
+	if err != nil {
+		return err
+	}
+	r.feed.net = net
+	r.stack.Store(net)
+	return nil
 }
 
 // die ends forwarding for good: the process had better be restarted.
@@ -254,30 +262,41 @@ func (r *Router) reconcile() {
 	if r.dead.Load() {
 		return
 	}
-	net := r.feed.net
 	r.mu.Lock()
 	want := make([]*port, len(r.ifaces))
+	noMLD := false
 	for n, i := range r.ifaces {
 		want[n] = i.port
+		noMLD = noMLD || i.port != nil && i.port.mtu < minMTUIPv6
 	}
 	r.mu.Unlock()
+	noMLD = noMLD && r.feed.net.mld
 	for n, i := range r.ifaces {
-		if i.live != nil && i.live != want[n] {
-			net.removeNIC(i.id) // closes the endpoint
+		if i.live != nil && (noMLD || i.live != want[n]) {
+			r.feed.net.removeNIC(i.id) // closes the endpoint
 			i.live.ep = nil
 			i.live = nil
 		}
 	}
+	if noMLD {
+		old := r.feed.net
+		if err := r.install(false); err != nil {
+			r.die(err)
+			return
+		}
+		old.destroy()
+	}
+	net := r.feed.net
 	for n, i := range r.ifaces {
 		p := want[n]
 		if p == nil || i.live == p {
 			continue
 		}
-		e := newEndpoint(r, p)
-		if p.err = net.addNIC(i.id, p, e); p.err != nil {
-			continue
+		// Known before it is used: should netstack panic now, rebuild closes it.
+		p.ep, i.live = newEndpoint(r, p), p
+		if p.err = net.addNIC(i.id, p, p.ep); p.err != nil {
+			p.ep, i.live = nil, nil
 		}
-		p.ep, i.live = e, p
 	}
 	r.reroute()
 }

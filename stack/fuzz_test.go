@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -109,10 +110,16 @@ func (d *bareRouter) in(p *port, frames ...*ndiscore.Frame) {
 }
 
 func (d *bareRouter) settle() {
-	for d.queue.waiting.Load() != 0 {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for d.queue.waiting.Load() != 0 && ctx.Err() == nil {
 		runtime.Gosched()
 	}
-	_ = d.do(context.Background(), func() {}) // the last burst is over, too
+	// Once the feeder answers, the last burst is over, too.
+	if err := d.do(ctx, func() {}); err != nil {
+		buf := make([]byte, 1<<20)
+		panic(fmt.Sprintf("the feeder does not answer: %v\n%s", err, buf[:runtime.Stack(buf, true)]))
+	}
 }
 
 // FuzzReceive: no frame, whatever its source claims about it, makes netstack

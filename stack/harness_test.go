@@ -2,10 +2,8 @@ package stack
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -15,21 +13,9 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
-	"gvisor.dev/gvisor/pkg/refs"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
-
-func TestMain(m *testing.M) {
-	flag.Parse()
-	// Leak checking records a stack for each packet: not while time is measured.
-	if bench := flag.Lookup("test.bench"); bench == nil || bench.Value.String() == "" {
-		refs.SetLeakMode(refs.LeaksPanic)
-	}
-	code := m.Run()
-	refs.DoLeakCheck()
-	os.Exit(code)
-}
 
 // The two networks of the router under test:
 //

@@ -157,18 +157,13 @@ func (r *Router) Stats() map[string]uint64 {
 		m[name+"high_frames"] = q.highFrames.Load()
 		m[name+"high_bytes"] = q.highBytes.Load()
 	}
-	r.mu.Lock()
 	for _, i := range r.ifaces {
-		if i.port == nil {
-			continue
-		}
-		s, name := &i.port.stats, "send."+i.config.Name+"."
+		s, name := &i.stats, "send."+i.config.Name+"."
 		m[name+"frames"] = s.sent.Load()
 		m[name+"refused"] = s.refused.Load()
 		m[name+"closed"] = s.closed.Load()
 		m[name+"no_sender"] = s.noSender.Load()
 	}
-	r.mu.Unlock()
 	net := r.stack.Load()
 	if net == nil {
 		return m

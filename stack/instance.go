@@ -22,20 +22,23 @@ import (
 type instance struct {
 	s     *netstack.Stack
 	clock tcpip.Clock
+	mld   bool
 }
 
-func newInstance(c ndiscore.Clock) (*instance, error) {
-	i := &instance{clock: netClock(c)}
+// newInstance makes a netstack without NICs. With mld it reports the multicast
+// groups that it listens to, without which a snooping switch may keep neighbour
+// solicitations from it. But then no NIC may have an MTU too small for IPv6: for
+// such a one netstack makes reports without end, on a timer of its own.
+func newInstance(c ndiscore.Clock, mld bool) (*instance, error) {
+	i := &instance{clock: netClock(c), mld: mld}
 	i.s = netstack.New(netstack.Options{
 		NetworkProtocols: []netstack.NetworkProtocolFactory{
 			ipv4.NewProtocol,
 			ipv6.NewProtocolWithOptions(ipv6.Options{
 				// A router takes no advice from routers, and its addresses
-				// are good at once: no duplicate address detection. MLD is on
-				// because snooping switches would keep neighbour
-				// solicitations from us.
+				// are good at once: no duplicate address detection.
 				NDPConfigs: ipv6.NDPConfigurations{HandleRAs: ipv6.HandlingRAsDisabled},
-				MLD:        ipv6.MLDOptions{Enabled: true},
+				MLD:        ipv6.MLDOptions{Enabled: mld},
 			}),
 			arp.NewProtocol,
 		},
@@ -55,13 +58,11 @@ func newInstance(c ndiscore.Clock) (*instance, error) {
 
 // addNIC gives netstack the interface of p.
 func (i *instance) addNIC(id tcpip.NICID, p *port, e *endpoint) error {
-	e.mtu.Store(uint32(max(p.mtu, minMTUIPv6)))
 	if err := i.s.CreateNICWithOptions(id, e, netstack.NICOptions{Name: p.iface.config.Name}); err != nil {
 		return fmt.Errorf("create NIC: %w", goError(err))
 	}
 	if p.mtu < minMTUIPv6 {
-		// IPv6 takes less for an MTU of 0, and its MLD then makes reports
-		// without end. It is to see none of it.
+		// It is to see nothing of this NIC.
 		v6, err := i.s.GetNetworkEndpoint(id, ipv6.ProtocolNumber)
 		if err != nil {
 			i.removeNIC(id)
@@ -69,7 +70,6 @@ func (i *instance) addNIC(id tcpip.NICID, p *port, e *endpoint) error {
 		}
 		v6.Disable()
 	}
-	e.mtu.Store(uint32(p.mtu))
 	for _, a := range p.addresses {
 		pa := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddressWithPrefix{
 			Address: netAddress(a.Addr()), PrefixLen: a.Bits(),

@@ -357,6 +357,13 @@ func TestSmallMTU(t *testing.T) {
 	o := testOptions()
 	o.Routes = append(o.Routes, Route{To: netip.MustParsePrefix("::/0"), Interface: "wan"})
 	d := newBed(t, o, 1500, 600)
+	if err := d.router.do(t.Context(), func() {
+		if d.router.feed.net.mld {
+			t.Error("MLD is on: its timer will never return")
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
 	d.a.inject(solicitation(hostA, "fd01::2", "fd01::1"), udp6(flow{ttl: 64, size: 10}))
 	d.a.await(t, "unreachable", func(f *ndiscore.Frame) bool { return isICMP6(f, 1) })
 	if !d.events.has(`interface.ipv6 wan "">"off"`) {

@@ -22,7 +22,6 @@ type port struct {
 	on    string // the adapter bound to
 	mtu   int    // the interface's real MTU
 	gate  gate   // open while sends may start
-	stats portStats
 
 	binding *ndiscore.Binding // wire, once Bind has succeeded; nil in tests without a core
 
@@ -36,14 +35,6 @@ type port struct {
 	// The feeder's own.
 	ep  *endpoint
 	err error // why it has no endpoint
-}
-
-// portStats counts what netstack sent out of a port.
-type portStats struct {
-	sent     atomic.Uint64 // taken by the device
-	refused  atomic.Uint64 // not taken by it: the core says why
-	closed   atomic.Uint64 // given up because the binding was paused or gone
-	noSender atomic.Uint64 // given up because too many goroutines sent at a time
 }
 
 // station is the link-layer address of a port in both notations: netstack asks

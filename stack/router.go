@@ -55,9 +55,18 @@ type Router struct {
 type iface struct {
 	config Interface
 	id     tcpip.NICID
-	port   *port // what it is bound to, or nil; guarded by Router.mu
-	live   *port // what netstack has a NIC for; the feeder's own
-	link   string
+	port   *port  // what it is bound to, or nil; guarded by Router.mu
+	live   *port  // what netstack has a NIC for; the feeder's own
+	state  string // as last told: "up", "down", "unbound"; the feeder's own
+	stats  sendStats
+}
+
+// sendStats counts what netstack sent out of an interface.
+type sendStats struct {
+	sent     atomic.Uint64 // taken by the device
+	refused  atomic.Uint64 // not taken by it: the core says why
+	closed   atomic.Uint64 // given up because the binding was paused or gone
+	noSender atomic.Uint64 // given up because too many goroutines sent at a time
 }
 
 // static is a configured route and where it leads.

@@ -120,10 +120,10 @@ func (r *Router) publishRoutes(all []candidate, down map[*iface]string) {
 			state = "down"
 		}
 		// Binding and unbinding have events of their own.
-		if was := i.link; was != state && (was == "up" || was == "down") && state != "unbound" {
+		if was := i.state; was != state && (was == "up" || was == "down") && state != "unbound" {
 			r.config.Event("interface.link", i.config.Name, was, state, i.live.linkState().Why)
 		}
-		i.link = state
+		i.state = state
 	}
 	infos := make([]RouteInfo, len(all))
 	states := make(map[string]string, len(all))

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -62,7 +63,9 @@ func runSwitch(c *cli.Context) error {
 	}
 	socket := cfg.Control.Socket
 	if s := c.String("socket"); s != "" {
-		socket = s
+		if socket, err = filepath.Abs(s); err != nil {
+			return badInputf("run: --socket: %w", err)
+		}
 	}
 	ctl, err := control.New(control.Options{
 		Socket: socket, Mode: cfg.Control.FileMode(), Group: cfg.Control.Group, Switch: sw, Log: log.Named("control"),

@@ -16,7 +16,7 @@ import (
 
 // Driver is this miniport's row in the list of drivers.
 func Driver(log *zap.Logger) ndiscore.Driver {
-	links := new(netdev.Watchers)
+	links, slabs := new(netdev.Watchers), new(netdev.Slabs)
 	return ndiscore.Driver{
 		Name:       "afpacket",
 		Version:    ndiscore.ContractVersion,
@@ -26,7 +26,7 @@ func Driver(log *zap.Logger) ndiscore.Driver {
 			if !ok {
 				return nil, fmt.Errorf("afpacket %s: options are a %T", name, options)
 			}
-			return newAdapter(name, *o, links, log)
+			return newAdapter(name, *o, links, slabs, log)
 		},
 	}
 }
@@ -38,6 +38,7 @@ type adapter struct {
 	opt   Options
 	log   *zap.Logger
 	links *netdev.Watchers
+	slabs *netdev.Slabs
 	do    step
 
 	h       ndiscore.AdapterHandle
@@ -66,14 +67,14 @@ var (
 	_ ndiscore.Statser     = (*adapter)(nil)
 )
 
-func newAdapter(name string, o Options, links *netdev.Watchers, log *zap.Logger) (*adapter, error) {
+func newAdapter(name string, o Options, links *netdev.Watchers, slabs *netdev.Slabs, log *zap.Logger) (*adapter, error) {
 	if o.Interface == "" {
 		o.Interface = name
 	}
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("afpacket %s: %w", name, err)
 	}
-	return &adapter{name: name, opt: o, links: links, do: realStep,
+	return &adapter{name: name, opt: o, links: links, slabs: slabs, do: realStep,
 		log: log.With(zap.String("adapter", name), zap.String("device", o.Interface))}, nil
 }
 
@@ -159,7 +160,7 @@ func (a *adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (attr 
 	if err = a.refuseShared(info.Index); err != nil {
 		return attr, err
 	}
-	if a.sock, err = openSocket(a.do, a.ns, info.Index, a.opt.RingFrames); err != nil {
+	if a.sock, err = openSocket(a.do, a.ns, info, a.opt.RingMiB); err != nil {
 		return attr, fmt.Errorf("interface %s: %w", a.opt.Interface, err)
 	}
 	if hw, err := a.sock.hardware(); err != nil || hw != unix.ARPHRD_ETHER && hw != unix.ARPHRD_LOOPBACK {
@@ -168,8 +169,8 @@ func (a *adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (attr 
 	if err = a.do("prepare to wait", func() (err error) { a.loop, err = netdev.NewLoop(a.sock.fd); return err }); err != nil {
 		return attr, err
 	}
-	a.tx.fd = a.sock.fd
-	a.rx = receiver{a: a, h: h, sock: a.sock}
+	a.tx.use(a.sock.fd)
+	a.rx = receiver{a: a, h: h, sock: a.sock, pool: a.slabs}
 
 	speed := netdev.Speed(a.sock.fd, a.opt.Interface)
 	var link ndiscore.LinkState
@@ -288,7 +289,7 @@ func (a *adapter) release() {
 	}
 	if a.sock != nil {
 		a.takeKernelDrops()
-		a.tx.fd = -1
+		a.tx.use(-1)
 		a.sock.close()
 		a.sock = nil
 	}

@@ -15,7 +15,7 @@ func RealStep(what string, f func() error) error { return realStep(what, f) }
 
 // NewWithSteps makes an adapter whose Initialize goes through do.
 func NewWithSteps(name string, o Options, do func(what string, f func() error) error) (ndiscore.Adapter, error) {
-	a, err := newAdapter(name, o, new(netdev.Watchers), zap.NewNop())
+	a, err := newAdapter(name, o, new(netdev.Watchers), new(netdev.Slabs), zap.NewNop())
 	if err != nil {
 		return nil, err
 	}

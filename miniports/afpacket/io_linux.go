@@ -13,11 +13,15 @@ import (
 )
 
 // receiver is the receive queue: it walks the ring and lends the frames in it
-// to the core. It belongs to the receive goroutine.
+// to the core. A frame that is too long for a slot leaves only its beginning
+// there and waits whole in the socket's buffer (PACKET_COPY_THRESH), in the
+// same order; it is read into a slab. It belongs to the receive goroutine.
 type receiver struct {
 	a      *adapter
 	h      ndiscore.AdapterHandle
 	sock   *socket
+	pool   *netdev.Slabs
+	slab   *netdev.Slab // nil until a long frame comes, and while asleep
 	worker *ndiscore.Worker
 	batch  *ndiscore.Batch
 	frames [ndiscore.BatchFrames]ndiscore.Frame
@@ -27,36 +31,46 @@ type receiver struct {
 
 var _ netdev.Source = (*receiver)(nil)
 
-// Receive implements netdev.Source. The slots are the kernel's again when the
-// core has returned: what is indicated is borrowed.
+// Receive implements netdev.Source. The slots are the kernel's again, and the
+// slab is free, when the core has returned: what is indicated is borrowed.
 func (r *receiver) Receive() (int, error) {
 	b, slots := r.batch, r.sock.slots
 	b.Reset()
-	first, taken, bytes := r.next, 0, 0
-	for taken < ndiscore.BatchFrames && bytes < netdev.BatchBytes {
+	if r.slab != nil {
+		r.slab.Reset()
+	}
+	first, taken := r.next, 0
+	for taken < ndiscore.BatchFrames {
 		slot := slots[r.next]
 		h := header(slot)
 		status := atomic.LoadUint32(&h.Status)
 		if status&unix.TP_STATUS_USER == 0 {
 			break
 		}
-		if status&unix.TP_STATUS_LOSING != 0 {
-			r.losing = true
-		}
 		f := &r.frames[taken]
-		if why := r.frame(f, slot, h, status); why == ndiscore.DropNone {
+		var why ndiscore.DropReason
+		if status&unix.TP_STATUS_COPY == 0 {
+			why = inSlot(f, slot, h)
+		} else {
+			if !r.room() {
+				break // in the next batch
+			}
+			why = r.inSocket(f)
+		}
+		if why == ndiscore.DropNone {
+			restoreTag(f, h, status)
+			why = f.CheckOffload()
+		}
+		if why == ndiscore.DropNone {
 			b.Append(f)
 		} else {
 			r.h.Dropped(r.worker, why, 1)
 		}
-		bytes += int(h.Snaplen)
+		r.losing = r.losing || status&unix.TP_STATUS_LOSING != 0
 		taken++
 		if r.next++; r.next == len(slots) {
 			r.next = 0
 		}
-	}
-	if taken == 0 {
-		return 0, nil
 	}
 	if len(b.Frames) > 0 {
 		r.h.IndicateReceive(b)
@@ -70,39 +84,61 @@ func (r *receiver) Receive() (int, error) {
 	return taken, nil
 }
 
-// frame makes f the frame in slot.
-func (r *receiver) frame(f *ndiscore.Frame, slot []byte, h *unix.Tpacket2Hdr, status uint32) ndiscore.DropReason {
-	if h.Snaplen < h.Len {
-		return ndiscore.DropOversize
-	}
+// inSlot makes f the frame in slot.
+func inSlot(f *ndiscore.Frame, slot []byte, h *unix.Tpacket2Hdr) ndiscore.DropReason {
 	at, n := int(h.Mac), int(h.Snaplen)
-	if at < slotHeader+netdev.VnetHeader || at+n > len(slot) {
-		return ndiscore.DropDeviceError // not by this kernel; the bounds make the slices below safe
+	switch {
+	case h.Snaplen < h.Len && h.Len > ndiscore.MaxFrame:
+		return ndiscore.DropOversize
+	case h.Snaplen < h.Len: // the rest found the socket's buffer full
+		return ndiscore.DropKernelFull
+	case at < slotHeader+netdev.VnetHeader || at+n > len(slot): // not by this kernel; it makes what follows safe
+		return ndiscore.DropDeviceError
 	}
 	f.Reset(slot[slotHeader:], at-slotHeader, n)
-	if why := netdev.DecodeVnet(slot[at-netdev.VnetHeader:at], n, &f.Offload); why != ndiscore.DropNone {
-		return why
-	}
-	if status&unix.TP_STATUS_VLAN_VALID != 0 && n >= ndiscore.EthernetHeader {
-		tpid := uint16(unix.ETH_P_8021Q)
-		if status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
-			tpid = h.Vlan_tpid
-		}
-		insertTag(f, tpid, h.Vlan_tci)
-	}
-	return f.CheckOffload()
+	return netdev.DecodeVnet(slot[at-netdev.VnetHeader:at], n, &f.Offload)
 }
 
-// insertTag puts back the outer VLAN tag that the kernel has moved out of the
-// frame into its own books. The room for it is PACKET_RESERVE.
-func insertTag(f *ndiscore.Frame, tpid, tci uint16) {
+// room makes sure of space for a long frame and reports whether there is any.
+func (r *receiver) room() bool {
+	if r.slab == nil {
+		r.slab = r.pool.Get()
+		r.slab.Reset()
+	}
+	return r.slab.Space() != nil
+}
+
+// inSocket makes f the next frame in the socket's buffer.
+func (r *receiver) inSocket(f *ndiscore.Frame) ndiscore.DropReason {
+	in := r.slab.Space()
+	for range 3 {
+		got, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(r.sock.fd), uintptr(unsafe.Pointer(&in[0])), uintptr(len(in)), unix.MSG_DONTWAIT, 0, 0)
+		if errno != 0 { // EINTR, or an error of the socket, which has now been told: ENETDOWN
+			continue
+		}
+		why := r.slab.Frame(f, int(got))
+		if why == ndiscore.DropNone {
+			r.slab.Take(int(got))
+		}
+		return why
+	}
+	return ndiscore.DropDeviceError
+}
+
+// restoreTag puts back the outer VLAN tag, which the kernel has moved out of the
+// frame into the slot's header. The room for it is the frame's headroom.
+func restoreTag(f *ndiscore.Frame, h *unix.Tpacket2Hdr, status uint32) {
 	const addresses = 12
-	if !f.Retreat(4) {
+	if status&unix.TP_STATUS_VLAN_VALID == 0 || len(f.Head) < ndiscore.EthernetHeader || !f.Retreat(4) {
 		return
+	}
+	tpid := uint16(unix.ETH_P_8021Q)
+	if status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
+		tpid = h.Vlan_tpid
 	}
 	copy(f.Head[:addresses], f.Head[4:])
 	binary.BigEndian.PutUint16(f.Head[addresses:], tpid)
-	binary.BigEndian.PutUint16(f.Head[addresses+2:], tci)
+	binary.BigEndian.PutUint16(f.Head[addresses+2:], h.Vlan_tci)
 }
 
 // Fault implements netdev.Source. ENETDOWN comes here as early as by netlink,
@@ -122,6 +158,10 @@ func (r *receiver) Fault() error {
 // Sleep implements netdev.Source: with the burst over there is time to count
 // what did not fit into the ring.
 func (r *receiver) Sleep() {
+	if r.slab != nil {
+		r.pool.Put(r.slab)
+		r.slab = nil
+	}
 	if r.losing {
 		r.losing = false
 		if n := r.a.takeKernelDrops(); n > 0 {
@@ -147,6 +187,13 @@ type transmitter struct {
 	headers [ndiscore.BatchFrames][netdev.VnetHeader]byte
 	vectors [sendVectors]unix.Iovec
 	padding [minFrame]byte
+}
+
+// use sends through fd from now on; with -1 every send fails.
+func (t *transmitter) use(fd int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fd = fd
 }
 
 // sendResult is what a batch met with that concerns more than its frames.

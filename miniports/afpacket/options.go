@@ -9,11 +9,10 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// Limits of ring_frames.
+// Limits of ring_mib.
 const (
-	defaultRingFrames = 256
-	minRingFrames     = ndiscore.BatchFrames
-	maxRingFrames     = 8192
+	defaultRing = 8
+	maxRing     = 256
 )
 
 // Options are the keys of an adapter with driver = "afpacket".
@@ -26,13 +25,13 @@ type Options struct {
 	Netns string `toml:"netns"`
 	// Shared allows an interface that carries IP addresses of the kernel.
 	Shared bool `toml:"shared"`
-	// RingFrames is how many received frames the kernel may hold for us, 68 KiB
-	// of memory each.
-	RingFrames int `toml:"ring_frames"`
+	// RingMiB is how much memory the kernel may fill with received frames that
+	// we have not taken yet.
+	RingMiB int `toml:"ring_mib"`
 }
 
 // NewOptions holds the defaults.
-func NewOptions() *Options { return &Options{RingFrames: defaultRingFrames} }
+func NewOptions() *Options { return &Options{RingMiB: defaultRing} }
 
 // Validate returns one error per bad key.
 func (o *Options) Validate() error {
@@ -43,8 +42,8 @@ func (o *Options) Validate() error {
 	if len(o.Interface) >= unix.IFNAMSIZ {
 		bad("interface", "%q is too long: an interface name has at most %d bytes", o.Interface, unix.IFNAMSIZ-1)
 	}
-	if o.RingFrames < minRingFrames || o.RingFrames > maxRingFrames {
-		bad("ring_frames", "%d is out of range: %d to %d", o.RingFrames, minRingFrames, maxRingFrames)
+	if o.RingMiB < 1 || o.RingMiB > maxRing {
+		bad("ring_mib", "%d is out of range: 1 to %d", o.RingMiB, maxRing)
 	}
 	return errors.Join(errs...)
 }

@@ -13,14 +13,9 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// Geometry of the receive ring (Documentation/networking/packet_mmap.rst). A
-// slot takes the longest frame behind its own header and ours. Its length is no
-// multiple of a page, so that the headers of neighbouring frames do not compete
-// for the same lines of the CPU's cache.
+// Geometry of the receive ring (Documentation/networking/packet_mmap.rst).
 const (
-	slotBytes  = 69904
 	blockBytes = 1 << 20
-	perBlock   = blockBytes / slotBytes
 
 	// slotHeader is what the kernel puts at a slot's start: its tpacket2_hdr
 	// and a sockaddr_ll.
@@ -28,14 +23,27 @@ const (
 	// slotReserve makes room for the headroom of a frame, and aligns its IP
 	// header to 16 bytes.
 	slotReserve = 70
+	// slotIP is where the kernel puts the IP header then.
+	slotIP = (slotHeader+16+15)&^15 + slotReserve + netdev.VnetHeader
 
+	// receiveBuffer holds the frames that are too long for a slot.
+	receiveBuffer = 8 << 20
 	// sendBuffer bounds the frames on their way out through a real NIC.
 	sendBuffer = 4 << 20
 )
 
-// The kernel's layout: the link header ends where slotHeader, 16 bytes,
-// alignment, the reserve and a virtio_net_hdr say.
-const _ = uint(slotBytes - (slotHeader + 16 + 16 + slotReserve + netdev.VnetHeader) - ndiscore.MaxFrame)
+// slotLength is a slot for a packet of mtu bytes behind two VLAN tags, one of
+// which the kernel leaves in front of it: an odd number of cache lines, so that
+// the headers of neighbouring frames do not compete for the same places in the
+// CPU's cache.
+func slotLength(mtu int) int {
+	const line = 64
+	lines := (slotIP+4+min(mtu, maxSlotMTU)+line-1)/line | 1
+	return lines * line
+}
+
+// maxSlotMTU bounds a slot; loopback has an MTU of 65536.
+const maxSlotMTU = 9216
 
 // step performs one step of opening the socket and says in its error which one.
 // Tests let the Nth fail.
@@ -54,14 +62,13 @@ type socket struct {
 	index int
 	ring  []byte
 	slots [][]byte
-	vlan  bool
 }
 
-// openSocket opens a socket on interface number index of ns. It is made deaf
-// (protocol 0) and bound last: a socket made with a protocol hears every
-// interface until it is bound.
-func openSocket(do step, ns *netdev.Namespace, index, frames int) (s *socket, err error) {
-	s = &socket{fd: -1, index: index}
+// openSocket opens a socket on the interface of ns. It is made deaf (protocol 0)
+// and bound last: a socket made with a protocol hears every interface until it
+// is bound.
+func openSocket(do step, ns *netdev.Namespace, link netdev.LinkInfo, ringMiB int) (s *socket, err error) {
+	s = &socket{fd: -1, index: link.Index}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -89,21 +96,25 @@ func openSocket(do step, ns *netdev.Namespace, index, frames int) (s *socket, er
 		{"PACKET_VNET_HDR", unix.PACKET_VNET_HDR, 1},
 		{"PACKET_IGNORE_OUTGOING", unix.PACKET_IGNORE_OUTGOING, 1},
 		{"PACKET_RESERVE", unix.PACKET_RESERVE, slotReserve},
+		{"PACKET_COPY_THRESH", unix.PACKET_COPY_THRESH, 1},
 	} {
 		err = do("set "+o.name, func() error { return unix.SetsockoptInt(s.fd, unix.SOL_PACKET, o.which, o.value) })
 		if err != nil {
 			return s, err
 		}
 	}
-	// Best effort: without the right, up to net.core.wmem_max.
+	// Best effort: without the right, up to net.core.wmem_max and rmem_max.
 	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
 		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
 	}
-	if err = s.makeRing(do, frames); err != nil {
+	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	}
+	if err = s.makeRing(do, slotLength(link.MTU), ringMiB); err != nil {
 		return s, err
 	}
 	err = do("bind to the interface", func() error {
-		return unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: bits.ReverseBytes16(unix.ETH_P_ALL), Ifindex: index})
+		return unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: bits.ReverseBytes16(unix.ETH_P_ALL), Ifindex: link.Index})
 	})
 	if errors.Is(err, unix.ENODEV) {
 		err = fmt.Errorf("%w: it vanished meanwhile: %w", err, ndiscore.ErrDeviceAbsent)
@@ -111,16 +122,16 @@ func openSocket(do step, ns *netdev.Namespace, index, frames int) (s *socket, er
 	return s, err
 }
 
-// makeRing has the kernel allocate at least the given number of slots and maps
-// them.
-func (s *socket) makeRing(do step, frames int) error {
-	blocks := (frames + perBlock - 1) / perBlock
-	req := &unix.TpacketReq{Block_size: blockBytes, Block_nr: uint32(blocks), Frame_size: slotBytes, Frame_nr: uint32(blocks * perBlock)}
+// makeRing has the kernel allocate slots of the given length in blocks of a MiB
+// each, and maps them.
+func (s *socket) makeRing(do step, slot, blocks int) error {
+	perBlock := blockBytes / slot
+	req := &unix.TpacketReq{Block_size: blockBytes, Block_nr: uint32(blocks), Frame_size: uint32(slot), Frame_nr: uint32(blocks * perBlock)}
 	err := do("make a receive ring", func() error {
 		return unix.SetsockoptTpacketReq(s.fd, unix.SOL_PACKET, unix.PACKET_RX_RING, req)
 	})
 	if errors.Is(err, unix.ENOMEM) {
-		return fmt.Errorf("%w: it takes %d MiB; a smaller ring_frames takes less", err, blocks*blockBytes>>20)
+		return fmt.Errorf("%w: it takes %d MiB; a smaller ring_mib takes less", err, blocks)
 	}
 	if err != nil {
 		return err
@@ -135,8 +146,8 @@ func (s *socket) makeRing(do step, frames int) error {
 	s.slots = make([][]byte, 0, req.Frame_nr)
 	for b := range blocks {
 		for f := range perBlock {
-			at := b*blockBytes + f*slotBytes
-			s.slots = append(s.slots, s.ring[at:at+slotBytes:at+slotBytes])
+			at := b*blockBytes + f*slot
+			s.slots = append(s.slots, s.ring[at:at+slot:at+slot])
 		}
 	}
 	return nil

@@ -7,10 +7,6 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// BatchBytes ends a batch early: system calls that take one batch stay short,
-// and its frames stay in the CPU's cache.
-const BatchBytes = 512 << 10
-
 // machineID makes addresses of different machines differ (machine-id(5)).
 const machineID = "/etc/machine-id"
 

@@ -83,6 +83,11 @@ func newPath(t testing.TB, driver string, mtu int) *path {
 	for _, r := range p.ports {
 		r.Run(t)
 	}
+	t.Cleanup(func() { // both come to rest before either halts: they send through each other
+		for _, r := range p.ports {
+			r.Rest()
+		}
+	})
 	return p
 }
 

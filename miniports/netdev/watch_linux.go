@@ -177,19 +177,20 @@ func (w *Watcher) Release() {
 // interface.
 func (w *Watcher) Subscribe(name string, call func(LinkInfo)) (*Subscription, error) {
 	s := &Subscription{w: w, call: call}
+	found := false
 	err := w.do(func() {
 		l := w.byName[name]
 		if l == nil {
 			return
 		}
-		s.link = l
+		found, s.link = true, l
 		l.subs = append(l.subs, s)
 		call(l.LinkInfo)
 	})
 	if err != nil {
 		return nil, err
 	}
-	if s.link == nil {
+	if !found {
 		return nil, ndiscore.ErrDeviceAbsent
 	}
 	return s, nil

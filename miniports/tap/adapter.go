@@ -14,7 +14,7 @@ import (
 
 // Driver is this miniport's row in the list of drivers.
 func Driver(log *zap.Logger) ndiscore.Driver {
-	links, slabs := new(netdev.Watchers), new(slabPool)
+	links, slabs := new(netdev.Watchers), new(netdev.Slabs)
 	return ndiscore.Driver{
 		Name:       "tap",
 		Version:    ndiscore.ContractVersion,
@@ -35,7 +35,7 @@ type adapter struct {
 	opt   Options
 	log   *zap.Logger
 	links *netdev.Watchers
-	slabs *slabPool
+	slabs *netdev.Slabs
 	do    step
 
 	// From StartDevice to RemoveDevice: a stopped adapter keeps its device, and
@@ -61,7 +61,7 @@ var (
 	_ ndiscore.LowerDevice = (*adapter)(nil)
 )
 
-func newAdapter(name string, o Options, links *netdev.Watchers, slabs *slabPool, log *zap.Logger) (*adapter, error) {
+func newAdapter(name string, o Options, links *netdev.Watchers, slabs *netdev.Slabs, log *zap.Logger) (*adapter, error) {
 	if o.Interface == "" {
 		o.Interface = name
 	}
@@ -140,7 +140,7 @@ func (a *adapter) Initialize(ctx context.Context, h ndiscore.AdapterHandle) (att
 	if err = a.do("prepare to wait", func() (err error) { a.loop, err = netdev.NewLoop(a.dev.fd); return err }); err != nil {
 		return attr, err
 	}
-	a.tx.fd = a.dev.fd
+	a.tx.use(a.dev.fd)
 	a.rx = receiver{a: a, h: h, fd: a.dev.fd, pool: a.slabs}
 
 	var info netdev.LinkInfo
@@ -264,7 +264,7 @@ func (a *adapter) release() {
 		a.ns.Close()
 		a.ns = nil
 	}
-	a.tx.fd = -1
+	a.tx.use(-1)
 }
 
 // Send implements ndiscore.Adapter.

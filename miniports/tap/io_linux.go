@@ -10,42 +10,13 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// A slab takes one batch: frames are read into it one behind the other, so
-// small ones stay close together in the CPU's cache and super-frames take as
-// much as they need. Its length bounds a batch in bytes.
-const (
-	slabBytes = netdev.BatchBytes
-	// slabStart is where the first frame's room begins: 16 bytes alignment for
-	// what follows room, header and link header.
-	slabStart = 8
-	roomBytes = ndiscore.Headroom + netdev.VnetHeader
-	// readBytes shows by being filled that a frame was too long.
-	readBytes = netdev.VnetHeader + ndiscore.MaxFrame + 1
-)
-
-// slab is pooled memory for one batch, shared by all adapters: a receive
-// goroutine holds one only while it is awake.
-type slab [slabBytes]byte
-
-// slabPool keeps slabs until the next garbage collections.
-type slabPool struct{ pool sync.Pool }
-
-func (p *slabPool) get() *slab {
-	if s, ok := p.pool.Get().(*slab); ok {
-		return s
-	}
-	return new(slab)
-}
-
-func (p *slabPool) put(s *slab) { p.pool.Put(s) }
-
 // receiver is the receive queue. It belongs to the receive goroutine.
 type receiver struct {
 	a      *adapter
 	h      ndiscore.AdapterHandle
 	fd     int
-	pool   *slabPool
-	slab   *slab // nil while asleep
+	pool   *netdev.Slabs
+	slab   *netdev.Slab // nil while asleep
 	worker *ndiscore.Worker
 	batch  *ndiscore.Batch
 	frames [ndiscore.BatchFrames]ndiscore.Frame
@@ -57,52 +28,43 @@ var _ netdev.Source = (*receiver)(nil)
 // returned: what is indicated is borrowed.
 func (r *receiver) Receive() (taken int, err error) {
 	if r.slab == nil {
-		r.slab = r.pool.get()
+		r.slab = r.pool.Get()
 	}
-	b, buf := r.batch, r.slab[:]
+	r.slab.Reset()
+	b := r.batch
 	b.Reset()
-	for at := slabStart; taken < ndiscore.BatchFrames && at+ndiscore.Headroom+readBytes <= len(buf); {
-		in := buf[at+ndiscore.Headroom:][:readBytes]
+	for taken < ndiscore.BatchFrames {
+		in := r.slab.Space()
+		if in == nil {
+			break
+		}
 		got, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(r.fd), uintptr(unsafe.Pointer(&in[0])), uintptr(len(in)))
-		n := int(got)
+		if errno == unix.EINTR {
+			continue
+		}
 		if errno != 0 {
-			if errno == unix.EINTR {
-				continue
-			}
 			if errno != unix.EAGAIN {
 				err = r.a.failed(errno, "read")
 			}
 			break
 		}
 		taken++
-		if why := r.frame(&r.frames[len(b.Frames)], buf[at:], n); why != ndiscore.DropNone {
-			r.h.Dropped(r.worker, why, 1)
-			continue // its place is free for the next one
+		f := &r.frames[len(b.Frames)]
+		why := r.slab.Frame(f, int(got))
+		if why == ndiscore.DropNone {
+			why = f.CheckOffload()
 		}
-		b.Append(&r.frames[len(b.Frames)])
-		at = (at+ndiscore.Headroom+n+15)&^15 + slabStart
+		if why != ndiscore.DropNone {
+			r.h.Dropped(r.worker, why, 1)
+			continue
+		}
+		r.slab.Take(int(got))
+		b.Append(f)
 	}
 	if len(b.Frames) > 0 {
 		r.h.IndicateReceive(b)
 	}
 	return taken, err
-}
-
-// frame makes f the frame of which n bytes, header included, were read behind
-// the headroom at the start of room.
-func (r *receiver) frame(f *ndiscore.Frame, room []byte, n int) ndiscore.DropReason {
-	switch {
-	case n == readBytes:
-		return ndiscore.DropOversize
-	case n < netdev.VnetHeader:
-		return ndiscore.DropShort
-	}
-	n -= netdev.VnetHeader
-	f.Reset(room, roomBytes, n)
-	if why := netdev.DecodeVnet(room[ndiscore.Headroom:roomBytes], n, &f.Offload); why != ndiscore.DropNone {
-		return why
-	}
-	return f.CheckOffload()
 }
 
 // Fault implements netdev.Source: the kernel raises EPOLLERR for a device that
@@ -117,7 +79,7 @@ func (r *receiver) Fault() error {
 // Sleep implements netdev.Source.
 func (r *receiver) Sleep() {
 	if r.slab != nil {
-		r.pool.put(r.slab)
+		r.pool.Put(r.slab)
 		r.slab = nil
 	}
 }
@@ -132,6 +94,13 @@ type transmitter struct {
 	fd      int
 	header  [netdev.VnetHeader]byte
 	vectors [maxVectors]unix.Iovec
+}
+
+// use sends through fd from now on; with -1 every send fails.
+func (t *transmitter) use(fd int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fd = fd
 }
 
 // send transmits b, fills b.Status and returns the last error that concerns

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,10 @@ func (o *Options) Validate() error {
 	}
 	if len(o.Interface) >= unix.IFNAMSIZ {
 		bad("interface", "%q is too long: an interface name has at most %d bytes", o.Interface, unix.IFNAMSIZ-1)
+	}
+	// What the kernel refuses, and "%", by which it would choose a number itself.
+	if strings.ContainsAny(o.Interface, "/:% \t\n\v\f\r") || o.Interface == "." || o.Interface == ".." {
+		bad("interface", "%q cannot be the name of an interface", o.Interface)
 	}
 	if o.MTU != 0 && (o.MTU < minMTU || o.MTU > maxMTU) {
 		bad("mtu", "%d is out of range: %d to %d, or 0 to leave it alone", o.MTU, minMTU, maxMTU)

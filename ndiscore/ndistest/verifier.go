@@ -170,6 +170,7 @@ type verifier struct {
 	inits      int // successful ones
 	halts      int
 	device     bool
+	told       func(ndiscore.AdapterHandle)
 }
 
 // verifiedHandle is the core as the adapter sees it through the verifier, from
@@ -220,6 +221,9 @@ func (v *verifier) become(s ndiscore.AdapterState) {
 	v.mu.Unlock()
 }
 
+// onInitialize has f called with each handle that the adapter gets.
+func (v *verifier) onInitialize(f func(ndiscore.AdapterHandle)) { v.told = f }
+
 // hash is of the frames and their bytes.
 func (v *verifier) hash(b *ndiscore.Batch) uint64 {
 	var h maphash.Hash
@@ -242,6 +246,9 @@ func (v *verifier) Initialize(ctx context.Context, h ndiscore.AdapterHandle) (nd
 	v.mu.Lock()
 	v.handle, v.name = vh, h.Name()
 	v.mu.Unlock()
+	if v.told != nil {
+		v.told(vh)
+	}
 	at, err := v.inner.Initialize(ctx, vh)
 	if err != nil {
 		vh.dead.Store(true)

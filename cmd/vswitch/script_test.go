@@ -1,0 +1,176 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/urfave/cli/v2"
+
+	"github.com/seed-b14e907b/vswitch/control"
+	"github.com/seed-b14e907b/vswitch/lab"
+)
+
+// patience is how long a test waits for what has to come.
+const patience = 30 * time.Second
+
+// TestMain runs the test binary as vswitch itself when it is called so, and
+// otherwise the tests, in a sandbox.
+func TestMain(m *testing.M) {
+	s := scripts{m, map[string]func(){"vswitch": main}}
+	if s.commands[filepath.Base(os.Args[0])] != nil {
+		s.Run()
+	}
+	lab.Main(s)
+}
+
+type scripts struct {
+	m        *testing.M
+	commands map[string]func()
+}
+
+func (s scripts) Run() int {
+	testscript.Main(s.m, s.commands) // ends the process
+	return 0
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") == "1",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("VSWITCH_SOCKET", filepath.Join(e.WorkDir, "control.sock"))
+			return nil
+		},
+		Condition: func(c string) (bool, error) {
+			if c != "systemconfig" {
+				return false, errors.New("unknown condition")
+			}
+			_, err := os.Stat(systemConfig)
+			return err == nil, nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":     exits,
+			"answering": answering,
+		},
+	})
+}
+
+// exits CODE COMMAND… runs a command that has to end with this code. What it
+// prints can be looked at as after exec.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// answering waits until a switch answers on the script's socket.
+func answering(ts *testscript.TestScript, _ bool, _ []string) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err := ts.Exec("vswitch", "stats")
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("no switch answers: %v", err)
+		}
+	}
+}
+
+// commands lists every command that does something, with its full name.
+func commands(list []*cli.Command, before string) map[string]*cli.Command {
+	all := map[string]*cli.Command{}
+	for _, c := range list {
+		name := before + c.Name
+		if len(c.Subcommands) == 0 {
+			all[name] = c
+		}
+		for n, s := range commands(c.Subcommands, name+" ") {
+			all[n] = s
+		}
+	}
+	return all
+}
+
+// Every command has a help text with an example of itself, in plain ASCII; and
+// every one that reads has --json.
+func TestHelp(t *testing.T) {
+	for name, c := range commands(newApp(nil, nil).Commands, "") {
+		var out, talk strings.Builder
+		if code := execute(append(append([]string{"vswitch"}, strings.Fields(name)...), "--help"), &out, &talk); code != exitOK {
+			t.Errorf("%s --help: exit code %d: %s", name, code, talk.String())
+		}
+		if !strings.Contains(out.String(), "Example:") || !strings.Contains(out.String(), "vswitch "+name) {
+			t.Errorf("%s: no example of it in\n%s", name, out.String())
+		}
+		if i := strings.IndexFunc(out.String(), func(r rune) bool { return r > '~' }); i >= 0 {
+			t.Errorf("%s: not ASCII: %.20q", name, out.String()[i:])
+		}
+		hasJSON := false
+		for _, f := range c.Flags {
+			hasJSON = hasJSON || f.Names()[0] == "json"
+		}
+		switch name {
+		case "run", "adapter remove", "bundle promote", "config default":
+		default:
+			if !hasJSON {
+				t.Errorf("%s has no --json", name)
+			}
+		}
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want int
+	}{
+		{nil, exitOK},
+		{errors.New("x"), exitFailure},
+		{badInputf("x"), exitBadInput},
+		{&control.Error{Code: control.CodeBadRequest}, exitBadInput},
+		{&control.Error{Code: control.CodeNotFound}, exitFailure},
+		{control.ErrInUse, exitBadInput},
+		{control.ErrUnreachable, exitUnreachable},
+		{cli.Exit("", 7), 7},
+	} {
+		if got := exitCode(tc.err); got != tc.want {
+			t.Errorf("%v: %d, want %d", tc.err, got, tc.want)
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	tab := newTable("NAME", "N>", "WHY")
+	tab.add("a", 1, "")
+	tab.add("longer", 1234, "esc \x1b[31m, umlaut ü, line\nfeed")
+	var b strings.Builder
+	tab.print(&b)
+	want := "NAME       N  WHY\n" +
+		"a          1  -\n" +
+		"longer  1234  esc ?[31m, umlaut ?, line?feed\n"
+	if b.String() != want {
+		t.Errorf("table:\n%s\nwant\n%s", b.String(), want)
+	}
+}

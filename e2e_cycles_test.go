@@ -1,0 +1,153 @@
+package vswitch_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/seed-b14e907b/vswitch/lab"
+)
+
+const (
+	cycles   = 200
+	warmUp   = 20       // cycles after which everything has its size
+	heapRoom = 4 << 20  // what the event log and the pools may still gain
+	rssRoom  = 48 << 20 // what the runtime may keep of freed memory, with the race detector's share
+)
+
+// usage is what the process holds.
+type usage struct {
+	goroutines, files int
+	heap, rss         uint64
+}
+
+func measure(t *testing.T) (u usage) {
+	t.Helper()
+	runtime.GC()
+	runtime.GC() // the first one empties the pools, the second what was in them
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	u.goroutines, u.heap = runtime.NumGoroutine(), m.HeapInuse
+	files, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	u.files = len(files)
+	statm, err := os.ReadFile("/proc/self/statm")
+	must(t, err)
+	var size, resident uint64
+	_, err = fmt.Sscan(string(statm), &size, &resident)
+	must(t, err)
+	u.rss = resident * uint64(os.Getpagesize())
+	return u
+}
+
+// flat waits until the process holds no more than it did.
+func flat(t *testing.T, before usage) {
+	t.Helper()
+	var now usage
+	err := lab.Eventually(context.Background(), "the process to hold as much as before", func() error {
+		now = measure(t)
+		if now.goroutines > before.goroutines || now.files > before.files || now.heap > before.heap+heapRoom || now.rss > before.rss+rssRoom {
+			return fmt.Errorf("%+v, after %d cycles %+v", now, warmUp, before)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	t.Logf("after %d cycles %+v, at the end %+v", warmUp, before, now)
+}
+
+// TestCyclesSwitch starts and stops a whole switch again and again.
+func TestCyclesSwitch(t *testing.T) {
+	needTAP(t)
+	lab.CheckLeaks(t)
+	l := lab.NewTest(t)
+	a, b := l.Host("a"), l.Host("b")
+	l.Veth(l.Here(), "up0", b, "e0", lab.VethOptions{})
+	l.Veth(l.Here(), "up1", b, "e1", lab.VethOptions{})
+	l.Bridge(b, "br0", "e0", "e1")
+	l.Veth(l.Here(), "lan1", a, "if1", lab.VethOptions{})
+	must(t, b.AddAddr("br0", "10.2.0.2/24"), b.Route("default", "10.2.0.1"))
+	text := fmt.Sprintf(`
+[adapter.lan0]
+driver = "tap"
+netns = %q
+[adapter.lan1]
+driver = "afpacket"
+[adapter.up0]
+driver = "afpacket"
+[adapter.up1]
+driver = "afpacket"
+[bundle.wan]
+members = ["up0", "up1"]
+[bundle.wan.health]
+probe = "neighbor"
+target = "10.2.0.2"
+[bridge.lan]
+ports = ["lan0", "lan1"]
+[interface.inside]
+on = "lan"
+addresses = ["10.1.0.1/24", "fd00:1::1/64"]
+[interface.outside]
+on = "wan"
+addresses = ["10.2.0.1/24", "fd00:2::1/64"]
+[[route]]
+to = "default"
+via = "10.2.0.2"
+`, a.Path())
+	var before usage
+	for i := range cycles {
+		sw, err := l.StartSwitch(within(t, 60*time.Second), text, nil)
+		if err != nil {
+			t.Fatalf("cycle %d: %v", i, err)
+		}
+		if i%50 == 0 || i == cycles-1 { // it works, the last time too
+			must(t,
+				a.AddAddr("lan0", "10.1.0.2/24"), a.Route("default", "10.1.0.1"),
+				a.WaitReachable(within(t, 20*time.Second), addr("10.2.0.2")))
+		}
+		if err := sw.Stop(); err != nil {
+			t.Fatalf("cycle %d: stop: %v", i, err)
+		}
+		if i == warmUp-1 {
+			before = measure(t)
+		}
+	}
+	flat(t, before)
+}
+
+// TestCyclesAdapters takes the members of a team away and brings them back,
+// faster than the switch can follow.
+func TestCyclesAdapters(t *testing.T) {
+	lab.CheckLeaks(t)
+	u := newUplinks(t, uplinksRouter, "hold = \"0s\"\n")
+	settle := func() usage {
+		ctx := within(t, 60*time.Second)
+		must(t, lab.Eventually(ctx, "both members to be up", func() error {
+			infos, err := u.sw.Bundles(ctx)
+			if err != nil {
+				return err
+			}
+			for _, m := range infos[0].Members {
+				if m.Role != "active" && m.Role != "standby" {
+					return fmt.Errorf("%+v", m)
+				}
+			}
+			return nil
+		}), u.client.WaitReachable(ctx, u.dst))
+		return measure(t)
+	}
+	var before usage
+	for i := range cycles {
+		w := u.wires[i%2]
+		must(t, w.Cut(lab.EndA), w.Restore(lab.EndA))
+		if i == warmUp-1 {
+			before = settle()
+		}
+	}
+	settle()
+	flat(t, before)
+}

@@ -1,0 +1,193 @@
+package ndistest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+// The fakes keep the contract that the kit tests.
+func TestFakeAdapter(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		o    AdapterOptions
+	}{
+		{"plain", AdapterOptions{}},
+		{"kept", AdapterOptions{KeepReceives: true}},
+		{"device", AdapterOptions{Device: true, MTU: 9000}},
+		{"offloads", AdapterOptions{Device: true, Transmit: ndiscore.CapAll}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			TestAdapter(t, func(*testing.T) Pair {
+				a := NewAdapter("fake0", c.o)
+				p := Pair{Driver: Driver("fake", a.Contract()), Name: "fake0", Peer: NewFakePeer(a)}
+				p.SetLink = func(up bool) { a.SetLink(up, "the test says so") }
+				if c.o.Device {
+					p.DeleteDevice, p.RestoreDevice = func() { a.Vanish("deleted") }, a.Appear
+				}
+				return p
+			})
+		})
+	}
+}
+
+// reports collects what a Verifier has to say.
+type reports struct {
+	mu   sync.Mutex // guards said
+	said []string
+}
+
+func (r *reports) Helper() {}
+
+func (r *reports) Errorf(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.said = append(r.said, fmt.Sprintf(format, args...))
+}
+
+// broken is a fake adapter with one fault.
+type broken struct {
+	*Adapter
+	send    func(h ndiscore.AdapterHandle, b *ndiscore.Batch)
+	paused  func(h ndiscore.AdapterHandle)
+	halted  func(h ndiscore.AdapterHandle)
+	restart func(h ndiscore.AdapterHandle)
+}
+
+func (b *broken) Send(x *ndiscore.Batch) {
+	if b.send != nil {
+		b.send(b.Handle(), x)
+		return
+	}
+	b.Adapter.Send(x)
+}
+
+func (b *broken) Restart(ctx context.Context) error {
+	if b.restart != nil {
+		b.restart(b.Handle())
+	}
+	return b.Adapter.Restart(ctx)
+}
+
+func (b *broken) Pause(ctx context.Context) {
+	b.Adapter.Pause(ctx)
+	if b.paused != nil {
+		b.paused(b.Handle())
+	}
+}
+
+// TestVerifierReports gives the Verifier an adapter for each thing that it is
+// there to find.
+func TestVerifierReports(t *testing.T) {
+	one := func(w *ndiscore.Worker) *ndiscore.Batch {
+		b := ndiscore.NewBatch(w)
+		b.Borrowed = true
+		f := new(ndiscore.Frame)
+		f.Reset(Frame(ndiscore.Broadcast, peerMAC, 1, 60), 0, 60)
+		b.Append(f)
+		return b
+	}
+	for _, c := range []struct {
+		name string
+		want string
+		make func(b *broken, stray *ndiscore.Worker)
+	}{
+		{"nothing", "", func(*broken, *ndiscore.Worker) {}},
+		{"send complete twice", "a second time", func(b *broken, _ *ndiscore.Worker) {
+			b.send = func(h ndiscore.AdapterHandle, x *ndiscore.Batch) { h.SendComplete(x); h.SendComplete(x) }
+		}},
+		{"send never complete", "were not completed", func(b *broken, _ *ndiscore.Worker) {
+			b.send = func(ndiscore.AdapterHandle, *ndiscore.Batch) {}
+		}},
+		{"frames changed", "frames changed", func(b *broken, _ *ndiscore.Worker) {
+			b.send = func(h ndiscore.AdapterHandle, x *ndiscore.Batch) { x.Frames[0].Head[20]++; h.SendComplete(x) }
+		}},
+		{"indication after halt", "IndicateReceive after Halt", func(b *broken, w *ndiscore.Worker) {
+			b.halted = func(h ndiscore.AdapterHandle) { h.IndicateReceive(one(w)) }
+		}},
+		{"indication while pausing on a foreign worker", "a worker that is not the adapter's", func(b *broken, w *ndiscore.Worker) {
+			b.paused = func(h ndiscore.AdapterHandle) { h.IndicateReceive(one(w)) }
+		}},
+		{"empty indication", "of 0 frames", func(b *broken, w *ndiscore.Worker) {
+			b.restart = func(h ndiscore.AdapterHandle) {
+				x := one(w)
+				x.Reset()
+				h.IndicateReceive(x)
+			}
+		}},
+		{"worker left open", "still open after Halt", func(b *broken, _ *ndiscore.Worker) {
+			b.restart = func(h ndiscore.AdapterHandle) { h.NewWorker(1) }
+		}},
+		{"status after halt", "IndicateStatus after Halt", func(b *broken, _ *ndiscore.Worker) {
+			b.halted = func(h ndiscore.AdapterHandle) { h.IndicateStatus(ndiscore.LinkState{}) }
+		}},
+		{"batch never returned", "never returned", func(b *broken, _ *ndiscore.Worker) { b.opt.KeepReceives = true }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var r reports
+			b := &broken{Adapter: NewAdapter("M", AdapterOptions{Forget: true})}
+			core := NewCore(t, ndiscore.Options{CallLimit: time.Second})
+			stray, err := core.NewWorker("stray")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stray.Close()
+			c.make(b, stray)
+			if _, err := core.RegisterDriver(Driver("fake", Verifier(&r, b))); err != nil {
+				t.Fatal(err)
+			}
+			p := NewProtocol("P", nil)
+			p.Keep = true
+			ctx := Context(t)
+			for _, err := range []error{
+				core.AddProtocol(ctx, p.Spec("M")), core.AddAdapter(ctx, ndiscore.AdapterSpec{Name: "M", Driver: "fake"}), core.Start(ctx, "M", "test"),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			x := one(stray)
+			x.Borrowed = false
+			p.Binding("M").Send(x)
+			if err := b.Inject(Frame(ndiscore.Broadcast, peerMAC, 2, 60)); err != nil {
+				t.Fatal(err)
+			}
+			if err := core.Stop(ctx, "M", "test"); err != nil {
+				t.Fatal(err)
+			}
+			if b.halted != nil {
+				b.halted(b.Handle())
+			}
+			said := strings.Join(r.said, "\n")
+			if c.want == "" && said != "" || !strings.Contains(said, c.want) {
+				t.Errorf("want %q, got:\n%s", c.want, said)
+			}
+		})
+	}
+}
+
+// The optional interfaces of an adapter stay visible, and no other appears.
+func TestVerifierInterfaces(t *testing.T) {
+	plain := Verifier(t, NewAdapter("a", AdapterOptions{}))
+	if _, ok := plain.(ndiscore.LowerDevice); ok {
+		t.Error("a LowerDevice out of nothing")
+	}
+	if _, ok := plain.(ndiscore.Statser); ok {
+		t.Error("a Statser out of nothing")
+	}
+	device := Verifier(t, NewAdapter("a", AdapterOptions{Device: true}).Contract())
+	if _, ok := device.(ndiscore.LowerDevice); !ok {
+		t.Error("no LowerDevice")
+	}
+	if _, ok := device.(ndiscore.DevicePnPNotifier); !ok {
+		t.Error("no DevicePnPNotifier")
+	}
+	if _, ok := device.(ndiscore.Shutdowner); ok {
+		t.Error("a Shutdowner out of nothing")
+	}
+}

@@ -1,0 +1,81 @@
+// Package stack is the router: a protocol driver that binds a gVisor netstack to
+// adapters. All that vswitch has to do with gVisor is in this folder.
+//
+//	workers (receive goroutines of adapters)              │ the feeder, one goroutine
+//	                                                      │
+//	Receive ─ guards ─ one copy ─► punt queue (5 classes) ─► netstack ─► endpoint.WritePackets
+//	   │  fib: ours? MTU of the way out?                  │     ▲              │ head copied,
+//	   └─ too big: ICMP, back where it came from          │     │              │ payload borrowed
+//	                                                      │  Bind, Unbind,     ▼
+//	                                                      │  routes, links   Binding.Send
+//
+// Netstack does ARP and neighbour discovery, ICMP, fragments, route lookup and
+// local sockets, and forwards what nobody has a shorter way for. One netstack
+// NIC stands for one interface of the configuration. Over a team it never
+// notices a failover; over an ndis5 bundle it goes and comes with the binding.
+//
+// # What stands between netstack and the world
+//
+// The guards (guard.go) see to it that netstack's known faults cannot show, and
+// that nothing is counted as netstack's that need not reach it:
+//
+//   - It routes frames for other stations, and unicast packets in broadcast frames.
+//   - With receive checksum offload it checks not even the IPv4 header, and
+//     writes a fresh one when it forwards.
+//   - It forwards IPv4 with a time to live of 1; it says "packet too big, MTU 0" in
+//     IPv6; it takes forwarded super-frames for oversized packets.
+//   - It panics when it forwards an IPv6 header longer than 1280 bytes (many
+//     extension headers, or "no next header" in front of a long rest), or IPv6 to
+//     a NIC with an MTU below 1280, whose MLD moreover never returns.
+//   - It computes transport checksums anew when it forwards, unless told that the
+//     link does: then corrupt packets would become valid ones. Here a checksum that
+//     comes wrong leaves wrong. One that was left open is left open, and finished
+//     only where the frame's meaning cannot travel through netstack (see verdict).
+//
+// The endpoint (endpoint.go) returns nil or ErrNoBufferSpace, never blocks and
+// never calls back: netstack panics, or deadlocks, otherwise. NICs are never
+// promiscuous, never disabled for want of a carrier, have no queueing discipline
+// and no GRO, and netstack holds no rules. The feeder alone changes netstack,
+// between deliveries, so that removing a NIC never meets a delivery.
+//
+// A panic during a delivery costs that netstack: it is abandoned, locks and all,
+// and another is built from what is bound, a few times an hour. A panic on
+// netstack's own goroutines (timers) cannot be caught and ends the process.
+//
+// # Links and announcements
+//
+// An interface without carrier keeps its NIC, addresses and neighbours; its
+// routes are withdrawn, so that others take over or the sender is told. When a
+// binding starts, and when an adapter says that its network has changed, every
+// address of the interface is announced: gratuitous ARP, and unsolicited
+// neighbour advertisements.
+//
+// # Goroutines
+//
+//   - stack feeder: started by Start, stopped by Close, which waits for it; waits
+//     for the punt queue, commands and Close. Polls shortly before it sleeps.
+//   - stack announce: the clock's; each ends by itself after a few sends.
+//   - netstack's own: timers, packets that waited for ARP, the workers of its TCP;
+//     they end with Close.
+//
+// Locks: Router.mu (binding of interfaces) is never held across a call. The punt
+// queue's, an endpoint's, a port's and an announcer's are leaves, held for a few
+// instructions, once per batch or burst on the packet path.
+//
+// # Accounting
+//
+// A frame is dropped here with a reason, or delivered: from then on it is
+// netstack's, whose own counters are in Stats. A punted packet whose interface
+// was unbound before its turn counts as orphaned.
+//
+// # Not here yet
+//
+// NAT has its place in package stack/nat: before delivery and after egress, at
+// the two ends of the feeder's way. The flow cache will stand in front of the
+// guards, in Receive, and record in WritePackets what the feeder's current
+// delivery became: that is what the 14 low bits of PacketBuffer.Mark are kept for.
+// Local TCP and UDP services have a class of the punt queue. Two things to know
+// for them: netstack does not verify the checksum of datagrams that came in
+// fragments, and does not compute that of UDP over IPv6 which it must fragment
+// itself.
+package stack
