@@ -1022,3 +1022,31 @@ func TestProtocolAddedLate(t *testing.T) {
 		t.Error("not received")
 	}
 }
+
+// A link that changes just as Initialize returns: the control side ends up
+// with the newest, whichever news it gets first.
+func TestLinkChangesDuringStart(t *testing.T) {
+	m := nic("M", ndistest.AdapterOptions{Down: true})
+	b := newBench(t, ndiscore.Options{}, m)
+	b.add("M")
+	for i := range 300 {
+		var wg sync.WaitGroup
+		done := make(chan struct{})
+		wg.Go(func() { // ended below
+			for up := true; ; up = !up {
+				select {
+				case <-done:
+					m.SetLink(i%2 == 0, "last")
+					return
+				default:
+					m.SetLink(up, "flap")
+				}
+			}
+		})
+		b.start("M")
+		close(done)
+		wg.Wait()
+		ndistest.Await(t, "the last link", func() bool { return ndistest.Info(t, b.core, "M").Link.Connected() == (i%2 == 0) })
+		b.must(b.core.Stop(b.ctx(), "M", "test"))
+	}
+}
