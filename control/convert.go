@@ -18,6 +18,14 @@ func each[A, B any](list []A, convert func(A) B) []B {
 	return out
 }
 
+// wireMAC is "" for no address.
+func wireMAC(m ndiscore.MAC) string {
+	if m.IsZero() {
+		return ""
+	}
+	return m.String()
+}
+
 func wireLink(l ndiscore.LinkState) Link {
 	return Link{Media: l.Media.String(), SpeedBits: l.Speed, Why: l.Why}
 }
@@ -30,7 +38,7 @@ func wireAdapter(a ndiscore.AdapterInfo) Adapter {
 	return Adapter{
 		Name: a.Name, Driver: a.Driver, Virtual: a.Virtual, State: a.State.String(), Oper: string(a.Oper),
 		Cause: a.Cause, LastHalt: a.LastHalt.String(), Waiting: a.Waiting, Quarantined: a.Stuck,
-		Device: a.Device, MAC: a.MAC.String(), MTU: a.MTU, Link: wireLink(a.Link), Bundle: a.Bundle,
+		Device: a.Device, MAC: wireMAC(a.MAC), MTU: a.MTU, Link: wireLink(a.Link), Bundle: a.Bundle,
 		Filters:  each(a.Filters, func(f ndiscore.FilterInfo) Filter { return Filter{f.Name, f.State.String()} }),
 		Bindings: each(a.Bindings, wireBinding),
 		Counters: a.Counters,
@@ -55,7 +63,7 @@ func wireFDBEntry(e bridge.FDBEntry) FDBEntry {
 
 func wireInterface(i stack.InterfaceInfo) Interface {
 	return Interface{
-		Name: i.Name, On: i.On, Adapter: i.Adapter, MAC: i.MAC.String(), MTU: i.MTU,
+		Name: i.Name, On: i.On, Adapter: i.Adapter, MAC: wireMAC(i.MAC), MTU: i.MTU,
 		Addresses: each(i.Addresses, netip.Prefix.String), Up: i.Up, Link: wireLink(i.Link),
 	}
 }
@@ -69,7 +77,7 @@ func wireRoute(r stack.RouteInfo) Route {
 }
 
 func wireNeighbor(n stack.NeighborInfo) Neighbor {
-	return Neighbor{Interface: n.Interface, IP: n.IP.String(), MAC: n.MAC.String(), State: n.State, Updated: n.Updated}
+	return Neighbor{Interface: n.Interface, IP: n.IP.String(), MAC: wireMAC(n.MAC), State: n.State, Updated: n.Updated}
 }
 
 // wireStats makes sure that maps are objects, never null.

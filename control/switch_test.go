@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
@@ -12,6 +13,7 @@ import (
 	vswitch "github.com/seed-b14e907b/vswitch"
 	"github.com/seed-b14e907b/vswitch/config"
 	"github.com/seed-b14e907b/vswitch/control"
+	"github.com/seed-b14e907b/vswitch/ndiscore"
 	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
@@ -88,4 +90,86 @@ func TestRealSwitch(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Errorf("Serve: %v", err)
 	}
+}
+
+// A switch that does not run yet, or any more, is asked too: the control socket
+// is there before and after it. It may say that it cannot answer, nothing worse.
+func TestSwitchBeforeAndAfterRun(t *testing.T) {
+	const text = `
+[adapter.a]
+driver = "fake"
+[adapter.b]
+driver = "fake"
+[bridge.lan]
+ports = ["a"]
+[interface.lan]
+on = "lan"
+addresses = ["10.0.0.1/24"]
+[interface.b]
+on = "b"
+addresses = ["10.1.0.1/24"]
+`
+	a, b := ndistest.NewAdapter("a", ndistest.AdapterOptions{}), ndistest.NewAdapter("b", ndistest.AdapterOptions{})
+	drivers := []ndiscore.Driver{ndistest.Driver("fake", a, b)}
+	cfg, err := config.Parse("test.toml", []byte(text), drivers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sw, err := vswitch.New(vswitch.Options{Config: cfg, Logger: zaptest.NewLogger(t), Drivers: drivers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "control.sock")
+	server, err := control.New(control.Options{Socket: path, Switch: sw, Log: zaptest.NewLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveCtx, stopServing := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(serveCtx) }()
+	defer func() {
+		stopServing()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	c := control.NewClient(path)
+	defer c.Close()
+
+	askAll := func(t *testing.T) {
+		for name, ask := range map[string]func(context.Context) error{
+			"Version":    func(ctx context.Context) error { _, err := c.Version(ctx); return err },
+			"Adapters":   func(ctx context.Context) error { _, err := c.Adapters(ctx); return err },
+			"Bundles":    func(ctx context.Context) error { _, err := c.Bundles(ctx); return err },
+			"FDB":        func(ctx context.Context) error { _, err := c.FDB(ctx, ""); return err },
+			"Interfaces": func(ctx context.Context) error { _, err := c.Interfaces(ctx); return err },
+			"Routes":     func(ctx context.Context) error { _, err := c.Routes(ctx); return err },
+			"Neighbors":  func(ctx context.Context) error { _, err := c.Neighbors(ctx); return err },
+			"Stats":      func(ctx context.Context) error { _, err := c.Stats(ctx); return err },
+			"Events":     func(ctx context.Context) error { _, err := c.Events(ctx, 0); return err },
+			"Config":     func(ctx context.Context) error { _, err := c.Config(ctx); return err },
+			"Remove":     func(ctx context.Context) error { return c.RemoveAdapter(ctx, "nobody", "") },
+			"Promote":    func(ctx context.Context) error { return c.Promote(ctx, "nobody", "a") },
+		} {
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			err := ask(ctx)
+			cancel()
+			if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.CodeInternal {
+				t.Errorf("%s: %v", name, err)
+			} else {
+				t.Logf("%s: %v", name, err)
+			}
+		}
+	}
+	t.Run("before", askAll)
+	runCtx, stop := context.WithCancel(context.Background())
+	defer stop()
+	ran := make(chan error, 1)
+	go func() { ran <- sw.Run(runCtx, nil) }()
+	t.Run("start", askAll) // some of it while it starts
+	stop()
+	if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %v", err)
+	}
+	t.Run("after", askAll)
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -19,10 +20,13 @@ import (
 
 // PingPongOptions changes a round-trip measurement. The zero value is 1000 rounds of one byte over TCP.
 type PingPongOptions struct {
-	UDP     bool          // instead of TCP
-	Count   int           // rounds; default 1000
-	Warmup  int           // rounds before those, not counted; default 10
-	Size    int           // bytes each way; default 1, at least 8 over UDP
+	UDP    bool // instead of TCP
+	Count  int  // rounds; default 1000
+	Warmup int  // rounds before those, not counted; default 10
+	Size   int  // bytes each way; default 1, at least 8 over UDP
+	// CPUs pins a's and b's end to these two CPUs; the zero value pins neither. On one CPU the kernel hands
+	// over from one end to the other without waking anybody, which hosts on a real network cannot.
+	CPUs    [2]int
 	Timeout time.Duration // after which a round counts as lost (UDP) or ends the measurement (TCP); default 1s
 
 	// Port is the port that a talks to; default the one where b listens. Listen is where b listens; default
@@ -103,14 +107,38 @@ func (h *Host) pingPong(ctx context.Context, b *Host, dst netip.Addr, o PingPong
 	var wg sync.WaitGroup
 	err = blocking(ca, func(fda int) error {
 		return blocking(cb, func(fdb int) error {
-			wg.Go(func() { echo = echoBack(fdb, o, done) })
+			wg.Go(func() {
+				echo = onCPU(o.CPUs, 1, func() error { return echoBack(fdb, o, done) })
+			})
 			defer wg.Wait()
 			defer close(done)
-			lat, err = rounds(ctx, fda, o)
-			return err
+			return onCPU(o.CPUs, 0, func() (err error) {
+				lat, err = rounds(ctx, fda, o)
+				return err
+			})
 		})
 	})
 	return lat, errors.Join(err, echo)
+}
+
+// onCPU calls fn on a thread of its own, pinned to cpus[i], and returns what fn returns. It calls fn as it is
+// when nothing is to be pinned.
+func onCPU(cpus [2]int, i int, fn func() error) error {
+	if cpus == [2]int{} {
+		return fn()
+	}
+	result := make(chan error, 1)
+	go func() { // ends with fn, and takes the thread with it
+		runtime.LockOSThread()
+		var set unix.CPUSet
+		set.Set(cpus[i])
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			result <- fmt.Errorf("pin to CPU %d: %w", cpus[i], err)
+			return
+		}
+		result <- fn()
+	}()
+	return <-result
 }
 
 func connectPingPongTCP(ctx context.Context, a, b *Host, dst netip.Addr, o PingPongOptions) (ca, cb syscallConn, err error) {

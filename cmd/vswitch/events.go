@@ -92,5 +92,5 @@ func printEvent(w io.Writer, e ndiscore.Event) {
 	case e.From != "":
 		change = e.From + " ->"
 	}
-	fmt.Fprintf(w, "%5d  %s  %-18s %-16s %-24s %s\n", e.Seq, timeText(e.Time), plain(e.What), plain(who), plain(change), plain(e.Why))
+	fmt.Fprintf(w, "%5d  %s  %-17s  %-18s  %-28s  %s\n", e.Seq, timeText(e.Time), plain(e.What), plain(who), plain(change), plain(e.Why))
 }
