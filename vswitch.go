@@ -65,7 +65,7 @@ type Switch struct {
 	router  *stack.Router
 	prober  *health.Prober
 	bridges []namedBridge
-	began   time.Time
+	began   time.Time // of New: Version is asked before Run too
 
 	running atomic.Bool
 	fatal   chan error // a part gave up for good; capacity 1
@@ -90,7 +90,7 @@ func New(o Options) (*Switch, error) {
 	if o.Clock == nil {
 		o.Clock = ndiscore.SystemClock{}
 	}
-	s := &Switch{cfg: o.Config, log: o.Logger, drivers: o.Drivers, clock: o.Clock, fatal: make(chan error, 1)}
+	s := &Switch{cfg: o.Config, log: o.Logger, drivers: o.Drivers, clock: o.Clock, began: o.Clock.Now(), fatal: make(chan error, 1)}
 	s.core = ndiscore.New(ndiscore.Options{Clock: o.Clock, Decider: policy.ActiveBackup{}})
 	for _, b := range s.cfg.Bridges {
 		mac, err := parseMAC(b.MAC)
@@ -164,7 +164,6 @@ func (s *Switch) Run(ctx context.Context, ready func()) error {
 	if !s.running.CompareAndSwap(false, true) {
 		return errors.New("vswitch: Run was called before")
 	}
-	s.began = s.clock.Now()
 	coreCtx, endCore := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = s.core.Run(coreCtx) }) // "core control": ends with coreCtx

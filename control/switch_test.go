@@ -136,7 +136,8 @@ addresses = ["10.1.0.1/24"]
 	c := control.NewClient(path)
 	defer c.Close()
 
-	askAll := func(t *testing.T) {
+	askAll := func(t *testing.T, limit time.Duration) {
+		t.Helper()
 		for name, ask := range map[string]func(context.Context) error{
 			"Version":    func(ctx context.Context) error { _, err := c.Version(ctx); return err },
 			"Adapters":   func(ctx context.Context) error { _, err := c.Adapters(ctx); return err },
@@ -151,25 +152,23 @@ addresses = ["10.1.0.1/24"]
 			"Remove":     func(ctx context.Context) error { return c.RemoveAdapter(ctx, "nobody", "") },
 			"Promote":    func(ctx context.Context) error { return c.Promote(ctx, "nobody", "a") },
 		} {
-			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), limit)
 			err := ask(ctx)
 			cancel()
 			if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.CodeInternal {
 				t.Errorf("%s: %v", name, err)
-			} else {
-				t.Logf("%s: %v", name, err)
 			}
 		}
 	}
-	t.Run("before", askAll)
+	askAll(t, 100*time.Millisecond) // nobody answers most of it
 	runCtx, stop := context.WithCancel(context.Background())
 	defer stop()
 	ran := make(chan error, 1)
 	go func() { ran <- sw.Run(runCtx, nil) }()
-	t.Run("start", askAll) // some of it while it starts
+	askAll(t, 10*time.Second) // some of it while it starts
 	stop()
 	if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("Run: %v", err)
 	}
-	t.Run("after", askAll)
+	askAll(t, 10*time.Second)
 }

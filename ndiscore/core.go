@@ -610,31 +610,6 @@ func (c *Core) forget(name string) {
 	}
 }
 
-// --- Workers ----------------------------------------------------------------
-
-// NewWorker registers the calling code's goroutine-to-be as a worker. Whoever
-// makes it closes it.
-func (c *Core) NewWorker(name string) (*Worker, error) {
-	c.workers.Lock()
-	defer c.workers.Unlock()
-	for i := range c.workers.live {
-		if c.workers.live[i].Load() == nil {
-			w := &Worker{id: i, name: name, core: c, moved: make(chan struct{}, 1)}
-			c.workers.live[i].Store(w)
-			return w, nil
-		}
-	}
-	return nil, fmt.Errorf("worker %s: %w: all %d are taken", name, ErrResources, MaxWorkers)
-}
-
-func (c *Core) closeWorker(w *Worker) {
-	c.workers.Lock()
-	defer c.workers.Unlock()
-	if !w.spare {
-		c.workers.live[w.id].CompareAndSwap(w, nil)
-	}
-}
-
 // --- Registration -------------------------------------------------------------
 
 // RegisterDriver makes a driver known (NdisMRegisterMiniportDriver). The table
