@@ -11,8 +11,10 @@ import (
 	"os/user"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // Options is what a Server is made from.
@@ -79,8 +81,16 @@ func newServer(o Options, l limits) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Whoever is refused again and again does not fill the log.
+	log := o.Log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(c, time.Second, 5, 1000)
+	}))
+	httpLog, err := zap.NewStdLogAt(log, zap.WarnLevel)
+	if err != nil {
+		return nil, errors.Join(err, sock.release())
+	}
 	s := &Server{
-		sw: o.Switch, log: o.Log, path: o.Socket, limits: l, sock: sock,
+		sw: o.Switch, log: log, path: o.Socket, limits: l, sock: sock,
 		access:   access{uid: uint32(os.Geteuid()), group: int64(gid)},
 		stopping: make(chan struct{}),
 	}
@@ -94,7 +104,7 @@ func newServer(o Options, l limits) (*Server, error) {
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		// net/http would answer "OPTIONS *" itself.
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     zap.NewStdLog(o.Log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
+		ErrorLog:                     httpLog,
 	}
 	return s, nil
 }
@@ -195,5 +205,5 @@ func (s *Server) refusal(c *net.UnixConn) *Error {
 		return nil
 	}
 	s.log.Warn("connection refused", zap.Uint32("uid", p.uid), zap.Int32("pid", p.pid), zap.Error(err))
-	return &Error{http.StatusForbidden, CodeForbidden, err.Error(), "use that user, root, or the group of [control]"}
+	return &Error{http.StatusForbidden, CodeForbidden, err.Error(), "ask as the user of the switch, as root, or as a member of the group in [control]"}
 }

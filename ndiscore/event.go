@@ -46,7 +46,7 @@ func (l *eventLog) add(e Event) Event {
 func (l *eventLog) since(after uint64) (events []Event, lost uint64, more <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	first := after + 1
+	first := min(after, l.next-1) + 1
 	if oldest := l.oldestLocked(); first < oldest {
 		lost = oldest - first
 		first = oldest

@@ -81,7 +81,7 @@ func newBareRouter(t testing.TB, o Options, mtuA, mtuB int) *bareRouter {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.gate.open()
+		r.open(context.Background(), p)
 		return p
 	}
 	d.a = bind("a", d.wa, macA, mtuA)

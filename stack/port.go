@@ -142,6 +142,8 @@ func (g *gate) leave() {
 
 func (g *gate) open() { g.state.And(^gateClosed) }
 
+func (g *gate) isOpen() bool { return g.state.Load()&gateClosed == 0 }
+
 // close shuts the gate and waits until nobody is inside. It stays shut when ctx
 // ends first.
 func (g *gate) close(ctx context.Context) error {

@@ -308,17 +308,19 @@ func (r *Router) Event(ctx context.Context, b *ndiscore.Binding, ev ndiscore.Net
 		return p.gate.close(ctx)
 	case ndiscore.EventRestart:
 		p.setLink(b.Attributes().Link)
-		r.restarted(p)
+		r.open(ctx, p)
+		r.announceAddresses(p, "adapter running")
 	}
 	return nil
 }
 
-// restarted opens p and announces its addresses.
-func (r *Router) restarted(p *port) {
+// open lets p send, and brings the routes that use it to life.
+func (r *Router) open(ctx context.Context, p *port) {
 	p.gate.open()
-	r.stale.Store(true)
-	r.queue.kick()
-	r.announceAddresses(p, "adapter running")
+	if r.do(ctx, r.reconcile) != nil { // then the feeder does it when it can
+		r.stale.Store(true)
+		r.queue.kick()
+	}
 }
 
 // SendComplete has nothing to do: all batches are sent borrowed.

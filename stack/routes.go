@@ -87,6 +87,11 @@ func (r *Router) unusable(i *iface) string {
 	if i.live == nil {
 		return fmt.Sprintf("%s is not bound", i.config.On)
 	}
+	// Until it may send, netstack's first question for a neighbour would be lost,
+	// and it asks again only after a second.
+	if !i.live.gate.isOpen() {
+		return fmt.Sprintf("%s is paused", i.config.On)
+	}
 	if l := i.live.linkState(); !l.Connected() {
 		if l.Why != "" {
 			return "link down: " + l.Why

@@ -73,21 +73,24 @@ func runSwitch(c *cli.Context) error {
 	if err != nil {
 		return badInput{err}
 	}
-	return runUntilSignal(sw, ctl, log, func() {
+	return runUntilSignal(c.Context, sw, ctl, log, func() {
 		fmt.Fprintf(c.App.Writer, "vswitch ready: %s; control on %s\n", inventory(cfg), ctl.Socket())
 	})
 }
 
-// runUntilSignal runs the switch and its control server; the server is there
-// until the switch has ended, so that one can see it start and stop.
-func runUntilSignal(sw *vswitch.Switch, ctl *control.Server, log *zap.Logger, ready func()) error {
-	signals := make(chan os.Signal, 4)
-	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
-		if !signal.Ignored(s) { // as SIGHUP under nohup
-			signal.Notify(signals, s)
-		}
+// runUntilSignal runs the switch and its control server until the first signal,
+// which ends told, or SIGHUP. The server is there until the switch has ended, so
+// that one can see it start and stop.
+func runUntilSignal(told context.Context, sw *vswitch.Switch, ctl *control.Server, log *zap.Logger, ready func()) error {
+	signals := []os.Signal{unix.SIGINT, unix.SIGTERM}
+	if !signal.Ignored(unix.SIGHUP) { // as it is under nohup
+		signals = append(signals, unix.SIGHUP)
+		var stop context.CancelFunc
+		told, stop = signal.NotifyContext(told, unix.SIGHUP)
+		defer stop()
 	}
-	defer signal.Stop(signals)
+	first, again := told.Done(), make(chan os.Signal, 1)
+	defer signal.Stop(again)
 
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -97,7 +100,6 @@ func runUntilSignal(sw *vswitch.Switch, ctl *control.Server, log *zap.Logger, re
 	go func() { served <- ctl.Serve(serveCtx) }() // "control": ends with serveCtx
 	go func() { ended <- sw.Run(ctx, ready) }()   // "switch": ends after stop, or by itself
 
-	stopping := false
 	var limit <-chan time.Time
 	for {
 		select {
@@ -108,7 +110,7 @@ func runUntilSignal(sw *vswitch.Switch, ctl *control.Server, log *zap.Logger, re
 					log.Error("control server ended", zap.Error(e))
 				}
 			}
-			if stopping && errors.Is(err, context.Canceled) {
+			if first == nil && errors.Is(err, context.Canceled) {
 				err = nil // it was told to stop while it started
 			}
 			if err == nil {
@@ -119,16 +121,16 @@ func runUntilSignal(sw *vswitch.Switch, ctl *control.Server, log *zap.Logger, re
 			// Frames flow on; that matters more than being able to ask.
 			served = nil
 			log.Error("control server ended", zap.Error(err))
-		case s := <-signals:
-			if stopping {
-				return fmt.Errorf("%s again: ended at once, nothing was halted", s)
-			}
-			log.Info("stopping; another signal ends the program at once", zap.Stringer("reason", s), zap.Duration("limit", stopLimit))
-			stopping = true
+		case <-first:
+			first = nil
+			signal.Notify(again, signals...)
+			log.Info("stopping; another signal ends the program at once", zap.NamedError("reason", context.Cause(told)), zap.Duration("limit", stopLimit))
 			timer := time.NewTimer(stopLimit)
 			defer timer.Stop()
 			limit = timer.C
 			stop()
+		case s := <-again:
+			return fmt.Errorf("%s again: ended at once, without waiting for what was not halted", s)
 		case <-limit:
 			return fmt.Errorf("not stopped within %s: ended at once", stopLimit)
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -37,8 +38,10 @@ func TestSecondSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	halt := adapter.Hold("Halt")
+	told, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
 	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- runUntilSignal(sw, ctl, log, func() { close(ready) }) }()
+	go func() { ended <- runUntilSignal(told, sw, ctl, log, func() { close(ready) }) }()
 	wait(t, ready)
 
 	if err := syscall.Kill(syscall.Getpid(), syscall.SIGTERM); err != nil {

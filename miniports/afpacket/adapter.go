@@ -80,8 +80,8 @@ func newAdapter(name string, o Options, links *netdev.Watchers, slabs *netdev.Sl
 
 // StartDevice checks that the interface is there.
 func (a *adapter) StartDevice(context.Context) error {
-	return a.withWatcher(func(w *netdev.Watcher) error {
-		_, err := a.find(w)
+	return a.withWatcher(func(w *netdev.Watcher, ns *netdev.Namespace) error {
+		_, err := a.find(w, ns)
 		return err
 	})
 }
@@ -91,14 +91,14 @@ func (a *adapter) RemoveDevice(context.Context) {}
 
 // AwaitDevice waits for an interface of the right name.
 func (a *adapter) AwaitDevice(ctx context.Context) error {
-	return a.withWatcher(func(w *netdev.Watcher) error {
+	return a.withWatcher(func(w *netdev.Watcher, _ *netdev.Namespace) error {
 		_, err := w.Await(ctx, func(i netdev.LinkInfo) bool { return i.Name == a.opt.Interface })
-		return a.wrap(err)
+		return err
 	})
 }
 
 // withWatcher lends fn the watcher of the interface's namespace.
-func (a *adapter) withWatcher(fn func(*netdev.Watcher) error) error {
+func (a *adapter) withWatcher(fn func(*netdev.Watcher, *netdev.Namespace) error) error {
 	ns, err := netdev.OpenNamespace(a.opt.Netns)
 	if err != nil {
 		return a.wrap(err)
@@ -109,7 +109,7 @@ func (a *adapter) withWatcher(fn func(*netdev.Watcher) error) error {
 		return a.wrap(err)
 	}
 	defer w.Release()
-	return fn(w)
+	return a.wrap(fn(w, ns))
 }
 
 func (a *adapter) wrap(err error) error {
@@ -120,19 +120,12 @@ func (a *adapter) wrap(err error) error {
 }
 
 // find looks the interface up.
-func (a *adapter) find(w *netdev.Watcher) (netdev.LinkInfo, error) {
+func (a *adapter) find(w *netdev.Watcher, ns *netdev.Namespace) (netdev.LinkInfo, error) {
 	info, ok, err := w.Lookup(a.opt.Interface)
-	if err != nil {
-		return info, a.wrap(err)
+	if err == nil && !ok {
+		err = fmt.Errorf("interface %q does not exist in %s: %w", a.opt.Interface, ns, ndiscore.ErrDeviceAbsent)
 	}
-	if !ok {
-		where := "this network namespace"
-		if a.opt.Netns != "" {
-			where = fmt.Sprintf("network namespace %q", a.opt.Netns)
-		}
-		return info, fmt.Errorf("afpacket %s: interface %q does not exist in %s: %w", a.name, a.opt.Interface, where, ndiscore.ErrDeviceAbsent)
-	}
-	return info, nil
+	return info, err
 }
 
 // Initialize implements ndiscore.Adapter.
@@ -150,12 +143,9 @@ func (a *adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (attr 
 	if err = a.do("watch links", func() (err error) { a.watcher, err = a.links.Get(a.ns); return err }); err != nil {
 		return attr, err
 	}
-	info, ok, err := a.watcher.Lookup(a.opt.Interface)
+	info, err := a.find(a.watcher, a.ns)
 	if err != nil {
 		return attr, err
-	}
-	if !ok {
-		return attr, fmt.Errorf("interface %q does not exist in %s: %w", a.opt.Interface, a.ns, ndiscore.ErrDeviceAbsent)
 	}
 	if err = a.refuseShared(info.Index); err != nil {
 		return attr, err
@@ -173,13 +163,13 @@ func (a *adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (attr 
 	a.rx = receiver{a: a, h: h, sock: a.sock, pool: a.slabs}
 
 	speed := netdev.Speed(a.sock.fd, a.opt.Interface)
-	var link ndiscore.LinkState
-	a.link.Open(h, linkState(info, speed))
+	first := true
 	err = a.do("follow the interface", func() (err error) {
-		first := true
 		a.sub, err = a.watcher.Subscribe(a.opt.Interface, func(i netdev.LinkInfo) {
-			if first && i.Index == info.Index {
-				first, link, info = false, linkState(i, speed), i
+			if first { // at once, while Subscribe waits
+				first, info = false, i
+				a.link.Open(h, linkState(i, speed))
+				return
 			}
 			a.changed(i, speed)
 		})
@@ -188,12 +178,15 @@ func (a *adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (attr 
 	if err != nil {
 		return attr, err
 	}
+	if info.Index != a.sock.index {
+		return attr, fmt.Errorf("interface %q was replaced meanwhile: %w", a.opt.Interface, ndiscore.ErrDeviceAbsent)
+	}
 	caps := netdev.ProbeOffloads(a.ns)
 	if caps != ndiscore.CapAll {
 		a.log.Warn("the kernel refuses some unfinished frames on packet sockets; the switch will finish them", zap.Uint8("takes", uint8(caps)))
 	}
 	return ndiscore.Attributes{
-		MAC: info.MAC, MTU: info.MTU, Link: link, Queues: 1,
+		MAC: info.MAC, MTU: info.MTU, Link: linkState(info, speed), Queues: 1,
 		Transmit: caps, Receive: ndiscore.CapAll, Device: a.opt.Interface,
 	}, nil
 }
@@ -228,9 +221,6 @@ func linkState(i netdev.LinkInfo, speed uint64) ndiscore.LinkState {
 // changed hears of the interface from the watcher, on its goroutine.
 func (a *adapter) changed(i netdev.LinkInfo, speed uint64) {
 	switch {
-	case i.Index != a.sock.index:
-		// Another one took the name before we subscribed: ours is gone.
-		a.h.SurpriseRemove("interface was replaced by another of the same name")
 	case i.Deleted && i.Moved:
 		a.h.SurpriseRemove("interface was moved to another network namespace (RTM_DELLINK)")
 	case i.Deleted:

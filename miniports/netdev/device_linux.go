@@ -21,48 +21,32 @@ func Flags(fd int, name string) (uint16, error) {
 	return r.Uint16(), nil
 }
 
-// ethtoolCmd is struct ethtool_cmd (linux/ethtool.h), the old form of link
-// settings, which every kernel still answers.
-type ethtoolCmd struct {
-	cmd           uint32
-	supported     uint32
-	advertising   uint32
-	speed         uint16
-	duplex        uint8
-	port          uint8
-	phyAddress    uint8
-	transceiver   uint8
-	autoneg       uint8
-	mdioSupport   uint8
-	maxtxpkt      uint32
-	maxrxpkt      uint32
-	speedHi       uint16
-	ethTpMdix     uint8
-	ethTpMdixCtrl uint8
-	lpAdvertising uint32
-	reserved      [2]uint32
-}
-
-// ethtoolRequest is struct ifreq with a pointer in its union.
+// ethtoolRequest is struct ifreq with a pointer to a struct ethtool_cmd
+// (linux/ethtool.h) in its union.
 type ethtoolRequest struct {
 	name [unix.IFNAMSIZ]byte
-	data *ethtoolCmd
+	data *[44]byte
 	_    [16]byte
 }
 
 // Speed asks for an interface's speed in bit/s through fd, a socket in its
-// namespace: 0 when unknown.
+// namespace: 0 when unknown. It asks by ETHTOOL_GSET, the old form, which every
+// kernel still answers.
 func Speed(fd int, name string) uint64 {
 	const (
 		getSettings = 1          // ETHTOOL_GSET
+		speed       = 12         // where the lower 16 bits stand, in Mbit/s
+		speedHi     = 28         // and the upper ones
 		unknown     = ^uint32(0) // SPEED_UNKNOWN
 	)
-	r := ethtoolRequest{data: &ethtoolCmd{cmd: getSettings}}
+	ne := binary.NativeEndian
+	r := ethtoolRequest{data: new([44]byte)}
+	ne.PutUint32(r.data[:], getSettings)
 	copy(r.name[:len(r.name)-1], name)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&r))); errno != 0 {
 		return 0
 	}
-	mbit := uint32(r.data.speedHi)<<16 | uint32(r.data.speed)
+	mbit := uint32(ne.Uint16(r.data[speedHi:]))<<16 | uint32(ne.Uint16(r.data[speed:]))
 	if mbit == unknown {
 		return 0
 	}

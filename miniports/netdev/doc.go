@@ -18,6 +18,7 @@
 //     close its own subscription.
 //   - A Loop's goroutine is the miniport's; the Loop starts none. It sleeps in
 //     the Go netpoller and polls a short, adaptive while before it sleeps.
+//   - A Slab is pooled memory for one batch, held only while awake.
 //   - What comes out of the kernel is checked here once and bounded; what a
 //     peer may have written into a frame is the core's to check.
 package netdev

@@ -67,3 +67,24 @@ func FuzzNetlink(f *testing.F) {
 		}
 	})
 }
+
+// From the return of the netlink read to the callback.
+func BenchmarkEvent(b *testing.B) {
+	event := func(flags uint32) []byte {
+		return message(unix.RTM_NEWLINK, linkBody(unix.AF_UNSPEC, 7, flags,
+			attribute(unix.IFLA_IFNAME, []byte("eth7\x00")), attribute(unix.IFLA_MTU, []byte{0, 6, 0, 0}),
+			attribute(unix.IFLA_STATS64, make([]byte, 200)), attribute(unix.IFLA_AF_SPEC, make([]byte, 900))))
+	}
+	up, down := event(unix.IFF_UP|unix.IFF_RUNNING|unix.IFF_LOWER_UP), event(unix.IFF_UP)
+	told := 0
+	l := &link{LinkInfo: LinkInfo{Index: 7}, subs: []*Subscription{{call: func(LinkInfo) { told++ }}}}
+	w := &Watcher{links: map[int]*link{7: l}, byName: map[string]*link{}, awaits: map[*await]struct{}{}}
+	b.ReportAllocs()
+	for b.Loop() {
+		w.read(down)
+		w.read(up)
+	}
+	if told < 2*b.N {
+		b.Errorf("told %d times of %d events", told, 2*b.N)
+	}
+}

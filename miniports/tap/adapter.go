@@ -144,13 +144,12 @@ func (a *adapter) Initialize(ctx context.Context, h ndiscore.AdapterHandle) (att
 	a.rx = receiver{a: a, h: h, fd: a.dev.fd, pool: a.slabs}
 
 	var info netdev.LinkInfo
-	a.link.Open(h, ndiscore.LinkState{Media: ndiscore.MediaUnknown})
+	first := true
 	err = a.do("follow the device", func() (err error) {
-		first := true
 		a.sub, err = a.watcher.Subscribe(a.opt.Interface, func(i netdev.LinkInfo) {
-			if first {
+			if first { // at once, while Subscribe waits
 				first, info = false, i
-				a.link.Open(h, linkState(i)) // what the attributes tell is no change
+				a.link.Open(h, linkState(i))
 				return
 			}
 			a.changed(i)
