@@ -251,7 +251,9 @@ func (c *Core) collect() {
 		if g := s.gone.Load(); g != nil && g.seen.CompareAndSwap(false, true) {
 			c.step(event{kind: evSurprise, adapter: name, why: g.why})
 		}
-		if r := s.removing.Load(); r != nil && r.seen.CompareAndSwap(false, true) {
+		// Who gives up just after Initialize may be quicker than the news that it
+		// has returned: until that is here the machine sees nothing to remove.
+		if r := s.removing.Load(); r != nil && c.m.adapter(name).state != StateInitializing && r.seen.CompareAndSwap(false, true) {
 			c.step(event{kind: evRemoveMiniport, adapter: name, why: r.why})
 		}
 	}
@@ -372,7 +374,7 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 			s.adapter.Pause(ctx)
 			return fmt.Errorf("adapter %s: restart: %w", s.name, err)
 		}
-		s.update(func() { s.state.send = true })
+		s.update(func() { s.state.send = s.state.receive }) // unless it was closed again meanwhile
 	case actPause:
 		s.close(DropPaused)
 		if err := c.grace(ctx); err != nil {
@@ -554,11 +556,13 @@ func (c *Core) setPrimary(bundle, name string) {
 			}
 		}
 	}
-	for _, s := range others {
-		s.update(func() { s.primary = p })
-	}
+	// The primary first: whoever opens a binding of it meanwhile publishes the
+	// secondaries too, or has done so before they look.
 	if p != nil {
 		p.update(func() { p.secondaries = others })
+	}
+	for _, s := range others {
+		s.update(func() { s.primary = p })
 	}
 }
 

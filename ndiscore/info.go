@@ -40,12 +40,14 @@ type BindingInfo struct {
 // Adapters tells of every adapter, in the order in which they were added.
 func (c *Core) Adapters(ctx context.Context) ([]AdapterInfo, error) {
 	var infos []AdapterInfo
-	err := c.do(ctx, func() {
+	if err := c.do(ctx, func() {
 		for _, a := range c.m.adapters {
 			infos = append(infos, c.adapterInfo(a))
 		}
-	})
-	return infos, err
+	}); err != nil {
+		return nil, err // infos may still be written
+	}
+	return infos, nil
 }
 
 func (c *Core) adapterInfo(a *mAdapter) AdapterInfo {
@@ -84,13 +86,15 @@ func (c *Core) adapterInfo(a *mAdapter) AdapterInfo {
 // Bundles tells of every bundle, in the order in which they were added.
 func (c *Core) Bundles(ctx context.Context) ([]BundleInfo, error) {
 	var infos []BundleInfo
-	err := c.do(ctx, func() {
+	if err := c.do(ctx, func() {
 		c.m.now = c.clock.Now()
 		for _, b := range c.m.bundles {
 			infos = append(infos, c.m.bundleInfo(b))
 		}
-	})
-	return infos, err
+	}); err != nil {
+		return nil, err // infos may still be written
+	}
+	return infos, nil
 }
 
 // Events returns the events numbered above after that are still kept, how many

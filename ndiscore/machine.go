@@ -786,7 +786,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 	if errors.Is(err, ErrQuarantined) {
 		a.stuck = true
 		m.emit(action{kind: actClose, adapter: a.name, halt: HaltDeviceFailed})
-		m.event(Event{What: "adapter.quarantined", Adapter: a.name, Why: act.String() + " did not return"})
+		m.event(Event{What: "adapter.quarantined", Adapter: a.name, Why: err.Error()})
 		m.answer(a, err)
 		return
 	}

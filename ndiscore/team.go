@@ -39,7 +39,6 @@ type teamMember struct {
 	index   int
 	name    string
 	binding atomic.Pointer[Binding] // nil while unbound
-	up      atomic.Bool             // link connected
 }
 
 // move is a failover that the data path made.
@@ -171,7 +170,6 @@ func (t *team) Bind(ctx context.Context, b *Binding) error {
 	for _, m := range t.members {
 		if m.name == b.Adapter() {
 			b.SetContext(m)
-			m.up.Store(b.Attributes().Link.Connected())
 			m.binding.Store(b)
 			return b.SetPacketFilter(ctx, FilterPromiscuous)
 		}
@@ -185,13 +183,7 @@ func (t *team) Unbind(_ context.Context, b *Binding) {
 
 // Event needs nothing done: the machine knows the states of the bindings, and
 // has moved the team away before it pauses the active one.
-func (t *team) Event(_ context.Context, b *Binding, ev NetEvent) error {
-	if ev == EventRestart {
-		m := b.Context().(*teamMember)
-		m.up.Store(b.Attributes().Link.Connected())
-	}
-	return nil
-}
+func (t *team) Event(context.Context, *Binding, NetEvent) error { return nil }
 
 func (t *team) Receive(b *Binding, batch *Batch) {
 	m := b.Context().(*teamMember)
@@ -243,6 +235,9 @@ func (t *team) indicate(h AdapterHandle, batch *Batch, overlap bool) {
 
 func (t *team) remember(b *Batch) {
 	for _, f := range b.Frames {
+		if len(f.Head) < EthernetHeader {
+			continue // no protocol should, but what it sends has been checked by nobody
+		}
 		k := MACKey(f.Head[6:])
 		if e := &t.ours[ourIndex(k)]; e.Load() != k {
 			e.Store(k)
@@ -267,7 +262,6 @@ func (t *team) Status(b *Binding, s Status) {
 		return
 	}
 	m := b.Context().(*teamMember)
-	m.up.Store(l.Connected())
 	if !l.Connected() {
 		t.failAway(m.index, m.name+": "+l.Why)
 	}
@@ -288,19 +282,31 @@ func (t *team) failAway(member int, why string) bool {
 		next := teamSet{epoch: cur.epoch + dataPathEpoch, member: -1, overlap: -1}
 		for i, s := range cur.successors {
 			m := t.members[s]
-			if b := m.binding.Load(); b != nil && b.Usable() && m.up.Load() {
-				next.member = s
-				next.successors = cur.successors[i+1:]
-				break
+			// The link as its adapter last said it: two indications may reach
+			// Status in either order.
+			b := m.binding.Load()
+			if b == nil || !b.Usable() {
+				continue
 			}
+			if l := b.slot.link.Load(); l == nil || !l.Connected() {
+				continue
+			}
+			next.member = s
+			next.successors = cur.successors[i+1:]
+			break
 		}
 		if next.member < 0 {
 			return false // the control side decides
 		}
-		if t.active.CompareAndSwap(cur, &next) {
-			t.moves.Lock()
+		// Under the lock, so that moves are told in the order in which they were
+		// made: the control side publishes on top of the last one it was told.
+		t.moves.Lock()
+		made := t.active.CompareAndSwap(cur, &next)
+		if made {
 			t.moves.made = append(t.moves.made, move{next.member, next.epoch, why})
-			t.moves.Unlock()
+		}
+		t.moves.Unlock()
+		if made {
 			t.core.poke()
 			return true
 		}

@@ -31,6 +31,9 @@ func teamBench(t testing.TB, n int, o ndistest.AdapterOptions) (*bench, []*ndist
 	b.start(names...)
 	b.start("wan")
 	ndistest.Await(t, "up0 active", func() bool { return b.active("wan") == "up0" })
+	if o.Trace != nil { // it comes last, and not in step with the operations
+		o.Trace.Await(t, "stack.Event(BindsComplete)")
+	}
 	return b, ups, stack
 }
 

@@ -66,12 +66,18 @@ func (r *Router) receive(p *port, batch *ndiscore.Batch) {
 // without link header and padding, in two pieces, so that what netstack does to
 // the headers does not copy the payload again.
 func copyIn(f *ndiscore.Frame, v *verdict) *netstack.PacketBuffer {
-	head := buffer.NewViewSize(min(v.split, v.l3len))
+	head := newView(min(v.split, v.l3len))
 	h := head.AsSlice()
-	var rest []byte
+	// Cut behind its first byte, so that netstack joins the pieces in memory of
+	// its own when it first looks at the IP header: see newView.
+	more := head.Clone()
+	head.CapLength(1)
+	more.TrimFront(1)
 	data := buffer.MakeWithView(head)
+	data.Append(more)
+	var rest []byte
 	if n := v.l3len - len(h); n > 0 {
-		tail := buffer.NewViewSize(n)
+		tail := newView(n)
 		rest = tail.AsSlice()
 		data.Append(tail)
 	}
@@ -96,6 +102,18 @@ func copyIn(f *ndiscore.Frame, v *verdict) *netstack.PacketBuffer {
 		}
 	}
 	return pkt
+}
+
+// newView takes memory from netstack's pools, but never from those whose pieces
+// hold the headers of an IPv4 packet that is being forwarded. netstack reads the
+// TTL there after it has given the piece back (forwardPacketWithRoute keeps a
+// slice across DeepCopyForForwarding, in which PullUp parts with the piece), so a
+// worker that got it meanwhile would change the TTL. Since those pieces are then
+// taken by the feeder alone, apart from netstack's few timers, nobody does.
+func newView(n int) *buffer.View {
+	v := buffer.NewView(max(n, splitAt+1))
+	v.Grow(n)
+	return v
 }
 
 // gather fills h and then rest from first and then segs.
