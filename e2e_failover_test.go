@@ -312,6 +312,40 @@ func TestTeamStations(t *testing.T) {
 	}
 }
 
+// TestTeamAnnounces: after a failover the router tells everybody behind the new
+// member where its addresses are.
+func TestTeamAnnounces(t *testing.T) {
+	lab.CheckLeaks(t)
+	u := newUplinks(t, uplinksRouter, "hold = \"0s\"\n")
+	ctx := within(t, 60*time.Second)
+	wire, err := u.server.OpenRaw("e1", lab.RawOptions{})
+	must(t, err)
+	infos, err := u.sw.Adapters(ctx)
+	must(t, err)
+	var mac ndiscore.MAC
+	for _, a := range infos {
+		if a.Name == "wan" {
+			mac = a.MAC
+		}
+	}
+	must(t, u.wires[0].Cut(lab.EndA))
+	ip4, ip6 := addr("10.2.0.1").AsSlice(), addr("fd00:2::1").AsSlice()
+	arp, nd := false, false
+	for !arp || !nd {
+		f, err := wire.Recv(ctx, func(f lab.RawFrame) bool { return len(f.Data) >= 42 && slices.Equal(f.Data[6:12], mac[:]) })
+		if err != nil {
+			t.Fatalf("gratuitous ARP %v, unsolicited neighbour advertisement %v: %v", arp, nd, err)
+		}
+		d := f.Data
+		switch kind := int(d[12])<<8 | int(d[13]); {
+		case kind == 0x0806: // both addresses are ours
+			arp = arp || slices.Equal(d[:6], ndiscore.Broadcast[:]) && slices.Equal(d[28:32], ip4) && slices.Equal(d[38:42], ip4)
+		case kind == 0x86dd && len(d) >= 78 && d[20] == 58 && d[54] == 136: // an advertisement, to all nodes
+			nd = nd || d[0] == 0x33 && slices.Equal(d[62:78], ip6)
+		}
+	}
+}
+
 // TestFailbackNever stays on the second member until that one fails.
 func TestFailbackNever(t *testing.T) {
 	lab.CheckLeaks(t)

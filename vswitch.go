@@ -54,7 +54,8 @@ type Options struct {
 }
 
 // Switch is a switch, running while Run runs. Its other methods may be called
-// from any goroutine; before and after Run they report an error.
+// from any goroutine; before Run those with a context wait for it, after Run
+// they report an error.
 type Switch struct {
 	cfg     *config.Config
 	log     *zap.Logger
@@ -336,7 +337,7 @@ func machineID() string {
 func (s *Switch) logEvents(ctx context.Context) {
 	log := s.log.Named("event")
 	var after uint64
-	for {
+	for last := false; ; {
 		events, lost, more := s.core.Events(after)
 		if lost > 0 {
 			log.Warn("events lost", zap.Uint64("count", lost))
@@ -352,10 +353,13 @@ func (s *Switch) logEvents(ctx context.Context) {
 				c.Write(eventFields(e)...)
 			}
 		}
+		if last {
+			return
+		}
 		select {
 		case <-more:
 		case <-ctx.Done():
-			return
+			last = true // what happened up to the end is told, too
 		}
 	}
 }

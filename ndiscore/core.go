@@ -214,6 +214,7 @@ func (c *Core) operate(ctx context.Context, ev event) error {
 		c.nextID++
 		ev.reply = c.nextID
 		c.replies[ev.reply] = answer
+		c.collect() // what has happened already counts as having happened
 		c.step(ev)
 	}})
 	if !ok {
@@ -253,7 +254,10 @@ func (c *Core) collect() {
 		}
 		// Who gives up just after Initialize may be quicker than the news that it
 		// has returned: until that is here the machine sees nothing to remove.
-		if r := s.removing.Load(); r != nil && c.m.adapter(name).state != StateInitializing && r.seen.CompareAndSwap(false, true) {
+		if a := c.m.adapter(name); a == nil || a.state == StateInitializing {
+			continue
+		}
+		if r := s.removing.Load(); r != nil && r.seen.CompareAndSwap(false, true) {
 			c.step(event{kind: evRemoveMiniport, adapter: name, why: r.why})
 		}
 	}
@@ -291,7 +295,7 @@ func (c *Core) perform(a action) {
 		}
 		c.slots[a.adapter].close(r)
 	case actAwait:
-		c.await(a.adapter)
+		c.await(a.adapter, a.after)
 	case actForget:
 		c.forget(a.adapter)
 	case actShutdown:
@@ -581,8 +585,9 @@ func (c *Core) grace(ctx context.Context) error {
 	return nil
 }
 
-// await has evArrived posted once an adapter's device can be started.
-func (c *Core) await(name string) {
+// await has evArrived posted once an adapter's device can be started, but not
+// before after has passed.
+func (c *Core) await(name string, after time.Duration) {
 	s := c.slots[name]
 	d, ok := s.adapter.(LowerDevice)
 	if !ok {
@@ -595,11 +600,39 @@ func (c *Core) await(name string) {
 	c.awaiting[name] = cancel
 	c.calls.Go(func() { // "await": ends when the device is there, or the adapter goes
 		defer cancel()
-		if d.AwaitDevice(ctx) == nil && ctx.Err() == nil {
-			c.post(post{ev: event{kind: evArrived, adapter: name, why: "its device is there again"}})
+		told := ""
+		for rest(ctx, after) {
+			err := d.AwaitDevice(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err == nil:
+				c.post(post{ev: event{kind: evArrived, adapter: name, why: "its device is there again"}})
+				return
+			case err.Error() != told:
+				told = err.Error()
+				c.Report(Event{What: "adapter.await-failed", Adapter: name, Why: told})
+			}
+			after = awaitRetry // its namespace may be gone and come back, too
 		}
 	})
 }
+
+// rest waits for d, and reports whether ctx let it.
+func rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// awaitRetry is how long after an AwaitDevice that could not wait it is tried
+// again.
+const awaitRetry = time.Second
 
 func (c *Core) forget(name string) {
 	s := c.slots[name]
@@ -864,9 +897,26 @@ func (c *Core) Close(ctx context.Context, why string) error {
 		return err
 	}
 	var errs []error
+	var late []string
 	for _, n := range slices.Backward(names) {
-		if err := c.Remove(ctx, n, why); err != nil && !errors.Is(err, ErrAdapterNotFound) {
+		// One that hangs must not cost the others their halt: half of the time
+		// that is left is for them. Its own goes on meanwhile.
+		one, cancel := ctx, context.CancelFunc(func() {})
+		if end, ok := ctx.Deadline(); ok {
+			one, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		}
+		err := c.Remove(one, n, why)
+		cancel()
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			late = append(late, n)
+		case err != nil && !errors.Is(err, ErrAdapterNotFound):
 			errs = append(errs, err)
+		}
+	}
+	for _, n := range late {
+		if err := c.Remove(ctx, n, why); err != nil && !errors.Is(err, ErrAdapterNotFound) {
+			errs = append(errs, fmt.Errorf("adapter %s: %s: not halted in time: %w", n, why, err))
 		}
 	}
 	return errors.Join(errs...)

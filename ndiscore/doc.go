@@ -81,8 +81,8 @@
 //
 //  1. Core.graceMu     one waiter for the workers; calls of the control side only
 //  2. slot.oids        one Request at a time to an adapter
-//  3. slot.publish     replacing an adapter's path; an ndis5 secondary's before its primary's
-//  4. protocols' and adapters' own control locks
+//  3. protocols' and adapters' own control locks
+//  4. slot.publish     replacing an adapter's path; an ndis5 secondary's before its primary's
 //  5. an adapter's tx queue lock: held for one batch's system calls
 //  6. leaves: Core.inbox, Core.workers, team.moves, eventLog
 //

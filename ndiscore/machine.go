@@ -17,71 +17,6 @@ import (
 // and where it is to go, and names the one call that brings it nearer. A
 // removal that arrives while an adapter is starting needs no case of its own.
 
-// AdapterState is the state of an adapter (M-States of the NDIS documents).
-type AdapterState uint8
-
-// The adapter states. StateShutdown is final: no call reaches the adapter again.
-const (
-	StateHalted AdapterState = iota
-	StateInitializing
-	StatePaused
-	StateRestarting
-	StateRunning
-	StatePausing
-	StateShutdown
-)
-
-var adapterStateNames = [...]string{"halted", "initializing", "paused", "restarting", "running", "pausing", "shutdown"}
-
-// String names s as events and the command line print it.
-func (s AdapterState) String() string { return adapterStateNames[s] }
-
-// MarshalText makes an AdapterState print as its name in JSON.
-func (s AdapterState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// BindingState is the state of a binding (P-States).
-type BindingState uint8
-
-// The binding states.
-const (
-	BindingUnbound BindingState = iota
-	BindingOpening
-	BindingPaused
-	BindingRestarting
-	BindingRunning
-	BindingPausing
-	BindingClosing
-)
-
-var bindingStateNames = [...]string{"unbound", "opening", "paused", "restarting", "running", "pausing", "closing"}
-
-// String names s as events and the command line print it.
-func (s BindingState) String() string { return bindingStateNames[s] }
-
-// MarshalText makes a BindingState print as its name in JSON.
-func (s BindingState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// FilterState is the state of a filter module (F-States).
-type FilterState uint8
-
-// The filter states.
-const (
-	FilterDetached FilterState = iota
-	FilterAttaching
-	FilterPaused
-	FilterRestarting
-	FilterRunning
-	FilterPausing
-)
-
-var filterStateNames = [...]string{"detached", "attaching", "paused", "restarting", "running", "pausing"}
-
-// String names s as events and the command line print it.
-func (s FilterState) String() string { return filterStateNames[s] }
-
-// MarshalText makes a FilterState print as its name in JSON.
-func (s FilterState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
 // goal is where an adapter is to go.
 type goal uint8
 
@@ -139,7 +74,7 @@ type action struct {
 	link     LinkState
 	reply    int
 	err      error
-	after    time.Duration // actWake
+	after    time.Duration // actWake, actAwait
 	event    Event         // actEvent
 	why      string
 }
@@ -276,18 +211,21 @@ type mAdapter struct {
 	device   bool        // StartDevice succeeded, RemoveDevice has not been called
 
 	goal   goal
-	halt   HaltAction // with goalDown
-	remove bool       // with goalDown: RemoveDevice too
-	forget bool       // with goalDown: the slot goes
-	await  bool       // with goalDown: wait for the device to come back
-	cause  string     // why it goes where it goes
+	halt   HaltAction    // with goalDown
+	remove bool          // with goalDown: RemoveDevice too
+	forget bool          // with goalDown: the slot goes
+	await  bool          // with goalDown: wait for the device to come back
+	after  time.Duration // with await: not before
+	cause  string        // why it goes where it goes
 
 	surprise    bool // the device is gone
 	pnpTold     bool
 	stuck       bool // a call did not return
 	busy        bool // a call is under way
 	lastHalt    HaltAction
-	initialized bool // since the last start: the device was once up
+	initialized bool          // since the last start: the device was once up
+	returned    bool          // the start under way is for a device that came back; no operator waits for it
+	retry       time.Duration // what the next failure of such a start adds
 	link        LinkState
 	usableSince time.Time // since when usable is what it is
 	usable      bool      // Running and connected
@@ -458,7 +396,10 @@ func (m *machine) start(a *mAdapter, ev event) {
 	case ev.kind == evArrived && !a.await:
 		// The operator was quicker.
 	default:
-		a.surprise, a.pnpTold, a.await = false, false, false
+		a.surprise, a.pnpTold, a.await, a.after = false, false, false, 0
+		if a.returned = ev.kind == evArrived; !a.returned {
+			a.retry = 0
+		}
 		m.redirect(a, goalUp, ev)
 		for _, b := range a.bindings {
 			b.failed = false
@@ -506,6 +447,12 @@ func (m *machine) surprise(a *mAdapter, ev event) {
 	m.event(Event{What: "adapter.surprise-removed", Adapter: a.name, Why: ev.why})
 	a.surprise = true
 	m.emit(action{kind: actClose, adapter: a.name, halt: HaltSurpriseRemoved})
+	if a.goal == goalDown && !a.forget && a.halt != HaltDeviceStopped {
+		// It failed first, and the proof of why comes after: one whose device
+		// vanished starts again when that is back.
+		a.remove, a.await = true, a.hasDevice
+		return
+	}
 	if a.goal == goalDown || a.state == StateHalted && !a.busy {
 		return // already leaving, for a cause of its own; or nothing is up
 	}
@@ -548,6 +495,7 @@ func (m *machine) advance(a *mAdapter) bool {
 func (m *machine) arrived(a *mAdapter) bool {
 	switch a.goal {
 	case goalUp:
+		a.retry = 0
 		if a.waiters != nil {
 			m.answer(a, nil)
 		}
@@ -569,7 +517,7 @@ func (m *machine) arrived(a *mAdapter) bool {
 				}
 			}
 		} else if a.await {
-			m.emit(action{kind: actAwait, adapter: a.name})
+			m.emit(action{kind: actAwait, adapter: a.name, after: a.after})
 		}
 		return true
 	}
@@ -877,6 +825,13 @@ func (a *mAdapter) dropBinding(act *action) {
 	}
 }
 
+// How long after a start that failed for a device that had come back the next
+// one is tried.
+const (
+	retryFirst = time.Second
+	retryMost  = time.Minute
+)
+
 // failStart ends a start that never got to an initialised adapter: no halt, no
 // binding, only the device is given back (S-6, C-11, C-63).
 func (m *machine) failStart(a *mAdapter, err error) {
@@ -888,7 +843,17 @@ func (m *machine) failStart(a *mAdapter, err error) {
 	a.goal, a.halt, a.remove, a.forget = goalDown, HaltNone, true, false
 	// A device that vanished again between its arrival and our start may come
 	// back once more; at the first start the operator is there to see.
-	a.await = a.initialized && errors.Is(err, ErrDeviceAbsent)
+	absent := errors.Is(err, ErrDeviceAbsent)
+	a.await = a.initialized && absent
+	if a.returned {
+		// Nobody would start it again: whoever made the device may still hold
+		// it, or have put an address on it. Ever more slowly, lest it be a loop.
+		a.await, a.after = true, a.retry
+		if !absent {
+			a.after = max(a.after, retryFirst)
+		}
+		a.retry = min(max(2*a.retry, retryFirst), retryMost)
+	}
 	a.cause = err.Error()
 }
 

@@ -327,16 +327,22 @@ func (s *slot) sendLent(w *Worker, p *path, b *Batch) {
 	lent.Frames = append(lent.Frames, b.Frames...)
 	clear(lent.Status[:len(lent.Frames)])
 	p.send.FilterSend(lent)
+	b.takeStatus(lent)
+	w.Done(lent)
+	b.origin.protocol.impl.SendComplete(b.origin, b)
+}
+
+// takeStatus fills b.Status from lent, which was sent with the same frames. What
+// a filter took out of it is gone as if it had been sent.
+func (b *Batch) takeStatus(lent *Batch) {
 	n := 0
 	for i, f := range b.Frames {
-		b.Status[i] = DropNone // what a filter took out is gone as if it had been sent
+		b.Status[i] = DropNone
 		if n < len(lent.Frames) && lent.Frames[n] == f {
 			b.Status[i] = lent.Status[n]
 			n++
 		}
 	}
-	w.Done(lent)
-	b.origin.protocol.impl.SendComplete(b.origin, b)
 }
 
 // reject completes a send that was not allowed to begin.

@@ -147,8 +147,9 @@ func (t *team) Send(b *Batch) {
 		// A kept batch stays the team's until its frames are out: lend it on.
 		lent := b.Worker.Scratch()
 		lent.Frames = append(lent.Frames, b.Frames...)
+		clear(lent.Status[:len(lent.Frames)])
 		lower.Send(lent)
-		copy(b.Status[:], lent.Status[:len(b.Frames)])
+		b.takeStatus(lent)
 		b.Worker.Done(lent)
 		(*t.handle.Load()).SendComplete(b)
 		return

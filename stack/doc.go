@@ -38,9 +38,10 @@
 // and no GRO, and netstack holds no rules. The feeder alone changes netstack,
 // between deliveries, so that removing a NIC never meets a delivery.
 //
-// A panic during a delivery costs that netstack: it is abandoned, locks and all,
-// and another is built from what is bound, a few times an hour. A panic on
-// netstack's own goroutines (timers) cannot be caught and ends the process.
+// A panic during a delivery, or in one of netstack's timers, which the feeder runs
+// too, costs that netstack: it is abandoned, locks and all, and another is built
+// from what is bound, a few times an hour. A panic on netstack's own goroutines
+// cannot be caught and ends the process.
 //
 // # Links and announcements
 //
@@ -55,8 +56,8 @@
 //   - stack feeder: started by Start, stopped by Close, which waits for it; waits
 //     for the punt queue, commands and Close. Polls shortly before it sleeps.
 //   - stack announce: the clock's; each ends by itself after a few sends.
-//   - netstack's own: timers, packets that waited for ARP, the workers of its TCP;
-//     they end with Close.
+//   - netstack's own: packets that waited for ARP, the workers of its TCP; they end
+//     with Close.
 //
 // Locks: Router.mu (binding of interfaces) is never held across a call. The punt
 // queue's, an endpoint's, a port's and an announcer's are leaves, held for a few

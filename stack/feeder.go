@@ -36,6 +36,9 @@ func (r *Router) feederLoop() {
 			r.stale.Store(false)
 			r.guarded(r.reconcile)
 		}
+		if r.due.some.Load() {
+			r.runDue()
+		}
 		select {
 		case c := <-r.commands:
 			r.serve(c)
@@ -49,7 +52,7 @@ func (r *Router) feederLoop() {
 		}
 		r.queue.sleeping.Store(true)
 		// Look once more: what came before the store above woke nobody.
-		if r.queue.waiting.Load() == 0 && !r.stale.Load() {
+		if r.queue.waiting.Load() == 0 && !r.stale.Load() && !r.due.some.Load() {
 			select {
 			case <-r.queue.wake:
 			case c := <-r.commands:
@@ -74,6 +77,15 @@ func (r *Router) spin() bool {
 		runtime.Gosched()
 	}
 	return false
+}
+
+// runDue runs netstack's timers that have run down.
+func (r *Router) runDue() {
+	for _, c := range r.due.take() {
+		if !c.clock.dead.Load() && !r.dead.Load() {
+			r.guarded(c.f)
+		}
+	}
 }
 
 func (r *Router) serve(c *command) {
@@ -193,6 +205,7 @@ func (r *Router) rebuild(why string) {
 		i.live = nil
 	}
 	if !first {
+		f.net.abandon()
 		now := r.clock.Now()
 		kept := f.rebuilds[:0]
 		for _, t := range f.rebuilds {
@@ -219,7 +232,7 @@ func (r *Router) rebuild(why string) {
 
 // install puts a new netstack in place of the one there is.
 func (r *Router) install(mld bool) error {
-	net, err := newInstance(r.clock, mld)
+	net, err := newInstance(r.clock, &r.due, mld)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package stack
 import (
 	"fmt"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -21,7 +23,7 @@ import (
 // what changes it.
 type instance struct {
 	s     *netstack.Stack
-	clock tcpip.Clock
+	clock *feederClock
 	mld   bool
 }
 
@@ -29,8 +31,8 @@ type instance struct {
 // groups that it listens to, without which a snooping switch may keep neighbour
 // solicitations from it. But then no NIC may have an MTU too small for IPv6: for
 // such a one netstack makes reports without end, on a timer of its own.
-func newInstance(c ndiscore.Clock, mld bool) (*instance, error) {
-	i := &instance{clock: netClock(c), mld: mld}
+func newInstance(c ndiscore.Clock, due *dueQueue, mld bool) (*instance, error) {
+	i := &instance{clock: &feederClock{Clock: netClock(c), due: due}, mld: mld}
 	i.s = netstack.New(netstack.Options{
 		NetworkProtocols: []netstack.NetworkProtocolFactory{
 			ipv4.NewProtocol,
@@ -90,7 +92,14 @@ func (i *instance) addNIC(id tcpip.NICID, p *port, e *endpoint) error {
 func (i *instance) removeNIC(id tcpip.NICID) { i.s.RemoveNIC(id) }
 
 // destroy ends the instance and the goroutines of its TCP.
-func (i *instance) destroy() { i.s.Destroy() }
+func (i *instance) destroy() {
+	i.s.Destroy()
+	i.abandon()
+}
+
+// abandon has its timers do nothing any more: after a panic they would wait for
+// locks that nobody will release.
+func (i *instance) abandon() { i.clock.dead.Store(true) }
 
 // goError makes an error of a tcpip.Error, which is deliberately none.
 func goError(err tcpip.Error) error {
@@ -122,6 +131,56 @@ func netClock(c ndiscore.Clock) tcpip.Clock {
 		return tcpip.NewStdClock()
 	}
 	return &clockAdapter{c: c, start: c.Now()}
+}
+
+// feederClock is netstack's clock. What falls due runs on the feeder between two
+// deliveries, as everything does that netstack does for us: so a panic in it is
+// caught, and nobody takes memory from netstack's pools while the feeder is inside
+// (see newView).
+type feederClock struct {
+	tcpip.Clock
+	due  *dueQueue
+	dead atomic.Bool
+}
+
+// AfterFunc implements tcpip.Clock.
+func (c *feederClock) AfterFunc(d time.Duration, f func()) tcpip.Timer {
+	return c.Clock.AfterFunc(d, func() { c.due.push(dueCall{c, f}) })
+}
+
+// dueQueue holds the timers that have run down until the feeder comes to them.
+// There are never more than netstack has timers.
+type dueQueue struct {
+	kick func()
+	some atomic.Bool
+
+	mu    sync.Mutex // a leaf; guards calls
+	calls []dueCall
+}
+
+type dueCall struct {
+	clock *feederClock
+	f     func()
+}
+
+func (q *dueQueue) push(c dueCall) {
+	if c.clock.dead.Load() {
+		return
+	}
+	q.mu.Lock()
+	q.calls = append(q.calls, c)
+	q.mu.Unlock()
+	q.some.Store(true)
+	q.kick()
+}
+
+func (q *dueQueue) take() []dueCall {
+	q.some.Store(false)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	calls := q.calls
+	q.calls = nil
+	return calls
 }
 
 type clockAdapter struct {

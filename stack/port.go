@@ -29,7 +29,7 @@ type port struct {
 	addresses []netip.Prefix // configured ones that this port can have, and the link-local one
 	announce  announcer
 
-	mu   sync.Mutex // a leaf; guards link
+	mu   sync.Mutex // guards link; Binding.Attributes may be called under it
 	link ndiscore.LinkState
 
 	// The feeder's own.
@@ -83,6 +83,18 @@ func (p *port) linkState() ndiscore.LinkState {
 func (p *port) setLink(s ndiscore.LinkState) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	changed := p.link.Connected() != s.Connected()
+	p.link = s
+	return changed
+}
+
+// look stores the link as its adapter last said it, and reports whether it came
+// or went. Indications may overtake each other on their way here, and the look
+// that a restart takes; under the lock the last look sees the newest.
+func (p *port) look() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.binding.Attributes().Link
 	changed := p.link.Connected() != s.Connected()
 	p.link = s
 	return changed

@@ -108,8 +108,8 @@ func copyIn(f *ndiscore.Frame, v *verdict) *netstack.PacketBuffer {
 // hold the headers of an IPv4 packet that is being forwarded. netstack reads the
 // TTL there after it has given the piece back (forwardPacketWithRoute keeps a
 // slice across DeepCopyForForwarding, in which PullUp parts with the piece), so a
-// worker that got it meanwhile would change the TTL. Since those pieces are then
-// taken by the feeder alone, apart from netstack's few timers, nobody does.
+// worker that got it meanwhile would change the TTL. Those pieces are taken by
+// the feeder alone, on which netstack's timers run too (feederClock).
 func newView(n int) *buffer.View {
 	v := buffer.NewView(max(n, splitAt+1))
 	v.Grow(n)

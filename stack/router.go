@@ -25,6 +25,7 @@ type Router struct {
 	ifaces  []*iface // in configured order; fixed
 	statics []static // fixed
 	queue   *puntQueue
+	due     dueQueue // netstack's timers, on their way to the feeder
 	senders senders
 	tooBig  limiter
 	stats   routerStats
@@ -128,6 +129,7 @@ func New(o Options) (*Router, error) {
 		r.statics = append(r.statics, static{o.Routes[i], r.interfaceNamed(c.Name)})
 	}
 	r.queue = newPuntQueue(r.limits)
+	r.due.kick = r.queue.kick
 	r.tooBig.init(r.limits.TooBigPerSecond, r.limits.TooBigBurst)
 	r.fib.Store(newFIB(nil))
 	r.routes.Store(&[]RouteInfo{})
@@ -307,7 +309,7 @@ func (r *Router) Event(ctx context.Context, b *ndiscore.Binding, ev ndiscore.Net
 		// Received batches are never held: packets were copied.
 		return p.gate.close(ctx)
 	case ndiscore.EventRestart:
-		p.setLink(b.Attributes().Link)
+		p.look()
 		r.open(ctx, p)
 		r.announceAddresses(p, "adapter running")
 	}
@@ -336,7 +338,13 @@ func (r *Router) Status(b *ndiscore.Binding, s ndiscore.Status) {
 func (r *Router) status(p *port, s ndiscore.Status) {
 	switch s := s.(type) {
 	case ndiscore.LinkState:
-		if p.setLink(s) {
+		changed := false
+		if p.binding != nil {
+			changed = p.look()
+		} else {
+			changed = p.setLink(s)
+		}
+		if changed {
 			r.stale.Store(true)
 			r.queue.kick()
 		}

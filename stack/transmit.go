@@ -28,7 +28,7 @@ type sender struct {
 }
 
 // senders is a bounded pool of senders. netstack transmits on goroutines of its
-// own too (packets that waited for ARP, timers), and nothing proves to
+// own too (packets that waited for ARP), and nothing proves to
 // WritePackets which one it runs on; but nearly always it is the feeder, one at
 // a time, and finds the sender that it used last in hot.
 type senders struct {

@@ -29,7 +29,7 @@ const (
 	yieldBusy  = 50 * time.Microsecond  // a yield that took longer gave the CPU to somebody who computes
 	restMost   = 256                    // sleeps without a poll, after polls in vain
 
-	faultsMost = 1000 // error conditions that the netpoller reports and the Source knows nothing of
+	faultsMost = 1000 // times in a row: error conditions that the netpoller reports and the Source knows nothing of
 )
 
 // Source is a device's receive queue as its Loop drives it. All calls come from
@@ -64,6 +64,7 @@ type Loop struct {
 
 	// Of the goroutine in Run.
 	err    error
+	faults int // in a row; see Run
 	slept  bool
 	fresh  bool      // no poll since the last sleep
 	since  time.Time // when the last sleep began
@@ -106,9 +107,9 @@ func (l *Loop) Ready() {
 // Run takes frames from s until Stop, or an error of s, which it returns.
 func (l *Loop) Run(s Source) error {
 	defer s.Sleep()
-	l.err, l.slept, l.recent, l.rest, l.vain = nil, false, false, 0, 0
+	l.err, l.faults, l.slept, l.recent, l.rest, l.vain = nil, 0, false, false, 0, 0
 	work := func(uintptr) bool { return l.work(s) } // one closure; it parks by returning false
-	for faults := 0; ; faults++ {
+	for ; ; l.faults++ {
 		err := l.raw.Read(work)
 		switch {
 		case l.err != nil:
@@ -121,7 +122,7 @@ func (l *Loop) Run(s Source) error {
 		if err := s.Fault(); err != nil {
 			return err
 		}
-		if faults == faultsMost {
+		if l.faults >= faultsMost {
 			return fmt.Errorf("wait for frames: %w", err)
 		}
 		time.Sleep(time.Millisecond)
@@ -130,6 +131,7 @@ func (l *Loop) Run(s Source) error {
 
 // work runs from one wake-up to the next sleep. It returns true to end Run.
 func (l *Loop) work(s Source) bool {
+	l.faults = 0 // the netpoller lets nobody in here while a condition lasts
 	woken := l.slept
 	if woken {
 		l.slept, l.fresh = false, true

@@ -55,8 +55,12 @@ func (s *Watchers) Get(ns *Namespace) (*Watcher, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if w := s.open[ns.id]; w != nil {
-		w.users++
-		return w, nil
+		select {
+		case <-w.stopped: // by an error: its users have it still, nobody else is to
+		default:
+			w.users++
+			return w, nil
+		}
 	}
 	w, err := startWatcher(ns)
 	if err != nil {
@@ -156,7 +160,7 @@ func (w *Watcher) Release() {
 	w.registry.mu.Lock()
 	w.users--
 	last := w.users == 0
-	if last {
+	if last && w.registry.open[w.id] == w {
 		delete(w.registry.open, w.id)
 	}
 	w.registry.mu.Unlock()
