@@ -1,0 +1,212 @@
+package ndiscore
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// RegisterDriver makes a driver known (NdisMRegisterMiniportDriver). The table
+// is copied. SetOptions, if given, is called before it returns; if that fails,
+// the driver is not registered.
+func (c *Core) RegisterDriver(d Driver) (*DriverHandle, error) {
+	switch {
+	case d.Version != ContractVersion:
+		return nil, fmt.Errorf("driver %s: register: %w: it is for version %d, this is %d", d.Name, ErrBadVersion, d.Version, ContractVersion)
+	case d.Name == "" || d.NewOptions == nil || d.New == nil:
+		return nil, fmt.Errorf("driver %s: register: %w: Name, NewOptions and New must be set", d.Name, ErrBadCharacteristics)
+	}
+	h := &DriverHandle{core: c, driver: d}
+	var err error
+	if e := c.do(context.Background(), func() {
+		if c.drivers[d.Name] != nil {
+			err = fmt.Errorf("driver %s: register: %w", d.Name, ErrExists)
+			return
+		}
+		c.drivers[d.Name] = h
+	}); e != nil {
+		return nil, e
+	}
+	if err != nil {
+		return nil, err
+	}
+	if d.SetOptions != nil {
+		if err := d.SetOptions(h); err != nil {
+			_ = c.do(context.Background(), func() { delete(c.drivers, d.Name) })
+			return nil, fmt.Errorf("driver %s: set options: %w", d.Name, err)
+		}
+	}
+	return h, nil
+}
+
+// Deregister undoes RegisterDriver, after the last adapter of the driver has
+// been removed, and calls Unload. ErrInvalidState while there are adapters, or
+// when called twice.
+func (h *DriverHandle) Deregister() error {
+	var err error
+	if e := h.core.do(context.Background(), func() {
+		if h.gone || h.adapters > 0 {
+			err = fmt.Errorf("driver %s: deregister: %w: %d adapters", h.driver.Name, ErrInvalidState, h.adapters)
+			return
+		}
+		h.gone = true
+		delete(h.core.drivers, h.driver.Name)
+	}); e != nil {
+		return e
+	}
+	if err == nil && h.driver.Unload != nil {
+		h.driver.Unload()
+	}
+	return err
+}
+
+// AddProtocol makes a protocol known (NdisRegisterProtocolDriver). Bind may be
+// called before it returns.
+func (c *Core) AddProtocol(ctx context.Context, spec ProtocolSpec) error {
+	if spec.Name == "" || spec.Protocol == nil {
+		return fmt.Errorf("protocol %q: %w: it needs a name and an implementation", spec.Name, ErrBadCharacteristics)
+	}
+	var err error
+	if e := c.do(ctx, func() {
+		if c.protos[spec.Name] != nil {
+			err = fmt.Errorf("protocol %s: %w", spec.Name, ErrExists)
+			return
+		}
+		c.protos[spec.Name] = &protocol{name: spec.Name, impl: spec.Protocol}
+		c.m.protocols = append(c.m.protocols, &mProtocol{name: spec.Name, targets: slices.Clone(spec.Targets)})
+		c.step(event{kind: evBindingsChanged})
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+// AdapterSpec is one adapter to be added.
+type AdapterSpec struct {
+	Name    string
+	Driver  string // the name it was registered under
+	Options any    // what the driver's NewOptions made, filled in
+	Filters []FilterSpec
+}
+
+// AddAdapter makes an adapter known, halted; Start starts it.
+func (c *Core) AddAdapter(ctx context.Context, spec AdapterSpec) error {
+	var err error
+	if e := c.do(ctx, func() {
+		h := c.drivers[spec.Driver]
+		if h == nil {
+			err = fmt.Errorf("adapter %s: driver %q: %w", spec.Name, spec.Driver, ErrNotFound)
+			return
+		}
+		if c.slots[spec.Name] != nil {
+			err = fmt.Errorf("adapter %s: %w", spec.Name, ErrExists)
+			return
+		}
+		var a Adapter
+		if a, err = h.driver.New(spec.Name, spec.Options); err != nil {
+			err = fmt.Errorf("adapter %s: %w", spec.Name, err)
+			return
+		}
+		h.adapters++
+		c.add(&slot{core: c, name: spec.Name, driver: h, adapter: a}, spec.Filters)
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+// AddVirtual makes the virtual miniport of an intermediate driver known,
+// halted; Start starts it (NdisIMInitializeDeviceInstanceEx).
+func (c *Core) AddVirtual(ctx context.Context, name string, a Adapter, filters []FilterSpec) error {
+	var err error
+	if e := c.do(ctx, func() {
+		if c.slots[name] != nil {
+			err = fmt.Errorf("adapter %s: %w", name, ErrExists)
+			return
+		}
+		c.add(&slot{core: c, name: name, adapter: a, virtual: true}, filters)
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+func (c *Core) add(s *slot, filters []FilterSpec) {
+	s.out.quieter = make(chan struct{}, 1)
+	s.oids = make(chan struct{}, 1)
+	ma := &mAdapter{name: s.name, virtual: s.virtual}
+	if s.driver != nil {
+		ma.driver = s.driver.driver.Name
+	}
+	_, ma.hasDevice = s.adapter.(LowerDevice)
+	_, ma.hasPnP = s.adapter.(DevicePnPNotifier)
+	for i, f := range filters {
+		s.filters = append(s.filters, &filterModule{slot: s, name: f.Name, filter: f.Filter, index: i})
+		ma.filters = append(ma.filters, &mFilter{name: f.Name, mandatory: f.Mandatory})
+	}
+	s.close(DropPaused)
+	c.slots[s.name] = s
+	c.order = append(c.order, s.name)
+	c.m.adapters = append(c.m.adapters, ma)
+	if b := c.m.bundleOf(ma); b != nil && b.mode == BundleNDIS5 {
+		c.setPrimary(b.name, b.primary) // a member that was removed, and is back
+	}
+	c.events.add(Event{Time: c.clock.Now(), What: "adapter.added", Adapter: s.name})
+}
+
+// AddBundle makes a bundle known, before its members are started. A team's
+// virtual adapter, named after the bundle, is to be started like any other.
+func (c *Core) AddBundle(ctx context.Context, spec BundleSpec) error {
+	if len(spec.Members) == 0 {
+		return fmt.Errorf("bundle %s: %w: it has no members", spec.Name, ErrInvalidData)
+	}
+	if spec.Mode == BundleTeam && c.m.decider == nil {
+		return fmt.Errorf("bundle %s: %w: the core has no Decider", spec.Name, ErrInvalidState)
+	}
+	var t *team
+	var err error
+	if e := c.do(ctx, func() {
+		if c.slots[spec.Name] != nil || c.m.bundle(spec.Name) != nil {
+			err = fmt.Errorf("bundle %s: %w", spec.Name, ErrExists)
+			return
+		}
+		if spec.Mode == BundleNDIS5 {
+			if err = c.sameDriver(spec); err != nil {
+				return
+			}
+		} else {
+			t = newTeam(c, spec)
+			c.teams[spec.Name] = t
+		}
+		c.m.bundles = append(c.m.bundles, &mBundle{
+			name: spec.Name, mode: spec.Mode, members: slices.Clone(spec.Members), failback: spec.Failback, hold: spec.Hold,
+			up: spec.UpDelay, down: spec.DownDelay, proof: spec.NeedProof, set: teamSet{member: -1, overlap: -1},
+		})
+	}); e != nil {
+		return e
+	}
+	if err != nil || t == nil {
+		return err
+	}
+	if err := c.AddVirtual(ctx, spec.Name, t, nil); err != nil {
+		return err
+	}
+	return c.AddProtocol(ctx, ProtocolSpec{Name: teamProtocol(spec.Name), Protocol: t, Targets: spec.Members})
+}
+
+// sameDriver refuses an ndis5 bundle of different drivers (B-1).
+func (c *Core) sameDriver(spec BundleSpec) error {
+	var first *DriverHandle
+	for _, n := range spec.Members {
+		s := c.slots[n]
+		if s == nil || s.driver == nil {
+			return fmt.Errorf("bundle %s: member %s: %w", spec.Name, n, ErrAdapterNotFound)
+		}
+		if first != nil && s.driver != first {
+			return fmt.Errorf("bundle %s: %w: %s is a %s adapter and %s a %s one; an ndis5 bundle is of one driver (mode = \"team\" may mix them)",
+				spec.Name, ErrFailure, spec.Members[0], first.driver.Name, n, s.driver.driver.Name)
+		}
+		first = s.driver
+	}
+	return nil
+}
