@@ -2,7 +2,6 @@ package health
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
 
@@ -29,15 +28,7 @@ const (
 
 // probeMAC derives the fixed address from which member probes.
 func probeMAC(seed ...string) ndiscore.MAC {
-	h := sha256.New()
-	h.Write([]byte("vswitch probe"))
-	for _, s := range seed {
-		h.Write([]byte{0})
-		h.Write([]byte(s))
-	}
-	m := ndiscore.MAC(h.Sum(nil)[:6])
-	m[0] = m[0]&^0x01 | 0x02
-	return m
+	return ndiscore.LocalMAC(append([]string{"vswitch probe"}, seed...)...)
 }
 
 // linkLocal is mac's address of RFC 4291 appendix A.

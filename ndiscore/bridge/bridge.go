@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -142,10 +141,7 @@ func (o *Options) check() error {
 
 // stableMAC derives a locally administered address from a name.
 func stableMAC(name string) ndiscore.MAC {
-	sum := sha256.Sum256([]byte("vswitch bridge " + name))
-	m := ndiscore.MAC(sum[:6])
-	m[0] = m[0]&^0x01 | 0x02
-	return m
+	return ndiscore.LocalMAC("vswitch bridge", name)
 }
 
 // Name is the bridge's name, and its virtual adapter's.
