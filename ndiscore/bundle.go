@@ -254,10 +254,11 @@ func (m *machine) evaluate(b *mBundle) bool {
 	return false
 }
 
-// evaluateNDIS5 keeps a primary: the first member initialised; when it has left
-// the system, the first of the others, in order, that runs (B-3, B-10, B-13).
+// evaluateNDIS5 keeps a primary: the first member initialised; when that one's
+// halt has begun, and so nobody is bound to it any more, the first of the
+// others, in order, that runs (B-3, B-10, B-13, C-54).
 func (m *machine) evaluateNDIS5(b *mBundle) bool {
-	if p := m.adapter(b.primary); p != nil && p.state != StateHalted && !p.stuck {
+	if p := m.adapter(b.primary); p != nil && p.state != StateHalted && !p.halting && !p.stuck {
 		return false // a stuck one counts as gone: it is called no more, and closed
 	}
 	was := b.primary

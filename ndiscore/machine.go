@@ -80,6 +80,7 @@ type mAdapter struct {
 	pnpTold     bool
 	stuck       bool // a call did not return
 	busy        bool // a call is under way
+	halting     bool // … and it is Halt
 	lastHalt    HaltAction
 	initialized bool          // since the last start: the device was once up
 	returned    bool          // the start under way is for a device that came back; no operator waits for it
@@ -555,6 +556,8 @@ func (m *machine) began(a *mAdapter, act action) {
 	switch act.kind {
 	case actInitialize:
 		m.setState(a, StateInitializing, a.cause)
+	case actHalt:
+		a.halting = true
 	case actRestart:
 		m.setState(a, StateRestarting, a.cause)
 	case actPause:
@@ -666,6 +669,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 		a.dropBinding(act)
 		m.event(Event{What: "binding.unbound", Adapter: a.name, Protocol: act.protocol, Why: a.cause})
 	case actHalt:
+		a.halting = false
 		a.lastHalt = act.halt
 		m.event(Event{What: "adapter.halt", Adapter: a.name, To: act.halt.String(), Why: a.cause})
 		m.setState(a, StateHalted, act.halt.String())
