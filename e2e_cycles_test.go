@@ -142,6 +142,15 @@ func TestCyclesAdapters(t *testing.T) {
 	u := newUplinks(t, uplinksRouter, "hold = \"0s\"\n")
 	settle := func() usage {
 		ctx := within(t, 60*time.Second)
+		defer func() {
+			if !t.Failed() {
+				return
+			}
+			events, _, _ := u.sw.Events(0)
+			for _, e := range events[max(0, len(events)-40):] {
+				t.Logf("%s %+v", e.Time.Format("05.000"), e)
+			}
+		}()
 		must(t, lab.Eventually(ctx, "both members to be up", func() error {
 			infos, err := u.sw.Bundles(ctx)
 			if err != nil {

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -141,7 +142,7 @@ func (r *Router) publishRoutes(all []candidate, down map[*iface]string) {
 		}
 		states[id] = state
 		if was, known := r.feed.states[id]; was != state && (known || c.Alive) {
-			r.config.Event("route."+state, c.Interface, was, c.RouteInfo.String(), c.Why)
+			r.config.Event("route."+state, c.Interface, was, c.RouteInfo.String(), cmp.Or(c.Why, "its interface is up"))
 		}
 	}
 	r.feed.states = states
