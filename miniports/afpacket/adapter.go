@@ -151,6 +151,9 @@ func (a *adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (attr 
 		return attr, err
 	}
 	if a.sock, err = openSocket(a.do, a.ns, info, a.opt.RingMiB); err != nil {
+		if errors.Is(err, unix.ENODEV) { // it went between the look and the bind
+			err = fmt.Errorf("%w: %w", ndiscore.ErrDeviceAbsent, err)
+		}
 		return attr, fmt.Errorf("interface %s: %w", a.opt.Interface, err)
 	}
 	if hw, err := a.sock.hardware(); err != nil || hw != unix.ARPHRD_ETHER && hw != unix.ARPHRD_LOOPBACK {

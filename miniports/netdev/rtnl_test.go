@@ -52,13 +52,54 @@ func TestParseLink(t *testing.T) {
 	}
 }
 
+// dumped makes message part of the answer to dump number seq.
+func dumped(message []byte, seq uint32) []byte {
+	binary.NativeEndian.PutUint16(message[6:], unix.NLM_F_MULTI)
+	binary.NativeEndian.PutUint32(message[8:], seq)
+	return message
+}
+
+// An event that overtakes the answer to a dump is the newer one.
+func TestEventOvertakesDump(t *testing.T) {
+	w := &Watcher{links: map[int]*link{}, byName: map[string]*link{}, awaits: map[*await]struct{}{}, touched: map[int]struct{}{}, dumping: 1, seq: 1}
+	eth := func(index, flags uint32) []byte {
+		return linkBody(unix.AF_UNSPEC, index, flags, attribute(unix.IFLA_IFNAME, []byte("eth"+string(rune('0'+index))+"\x00")))
+	}
+	const running = unix.IFF_UP | unix.IFF_LOWER_UP | unix.IFF_RUNNING
+	w.read(message(unix.RTM_DELLINK, eth(5, 0)))
+	w.read(message(unix.RTM_NEWLINK, eth(6, 0)))
+	for i := uint32(5); i <= 7; i++ {
+		w.read(dumped(message(unix.RTM_NEWLINK, eth(i, running)), 1))
+	}
+	w.read(dumped(message(unix.NLMSG_DONE, make([]byte, 4)), 1))
+	if w.byName["eth5"] != nil || w.links[5] != nil {
+		t.Error("the deleted link is back")
+	}
+	if l := w.byName["eth6"]; l == nil || l.Up {
+		t.Errorf("eth6: %+v", l)
+	}
+	if l := w.byName["eth7"]; l == nil || !l.Running {
+		t.Errorf("eth7: %+v", l)
+	}
+	if !w.stale {
+		t.Error("no other dump is asked for")
+	}
+	// The next dump is believed again.
+	w.seq, w.dumping = 2, 2
+	clear(w.touched)
+	w.read(dumped(message(unix.RTM_NEWLINK, eth(6, running)), 2))
+	if l := w.byName["eth6"]; l == nil || !l.Running {
+		t.Errorf("eth6: %+v", l)
+	}
+}
+
 func FuzzNetlink(f *testing.F) {
 	f.Add(message(unix.RTM_NEWLINK, linkBody(unix.AF_UNSPEC, 7, unix.IFF_UP, attribute(unix.IFLA_IFNAME, []byte("eth7\x00")))))
 	f.Add(message(unix.RTM_DELLINK, linkBody(unix.AF_UNSPEC, 7, 0, attribute(unix.IFLA_NEW_NETNSID, []byte{1, 0, 0, 0}))))
 	f.Add(append(message(unix.NLMSG_DONE, make([]byte, 4)), message(unix.NLMSG_ERROR, make([]byte, 20))...))
 	f.Add(appendDump(nil, 1))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w := &Watcher{links: map[int]*link{}, byName: map[string]*link{}, awaits: map[*await]struct{}{}, dumping: 1, seq: 1}
+		w := &Watcher{links: map[int]*link{}, byName: map[string]*link{}, awaits: map[*await]struct{}{}, touched: map[int]struct{}{}, dumping: 1, seq: 1}
 		w.read(b)
 		for name, l := range w.byName {
 			if l.Name != name || w.links[l.Index] != l {

@@ -94,7 +94,8 @@ type Watcher struct {
 	links   map[int]*link
 	byName  map[string]*link
 	awaits  map[*await]struct{}
-	dumping uint32 // number of the dump under way, 0 when none
+	dumping uint32           // number of the dump under way, 0 when none
+	touched map[int]struct{} // what events told of since it was asked for
 	seq     uint32
 	stale   bool // this dump is not to be trusted: dump again when it is done
 	err     error
@@ -143,6 +144,7 @@ func startWatcher(ns *Namespace) (*Watcher, error) {
 		links:   make(map[int]*link),
 		byName:  make(map[string]*link),
 		awaits:  make(map[*await]struct{}),
+		touched: make(map[int]struct{}),
 		buf:     make([]byte, watchBuffer),
 	}
 	w.raw, err = w.sock.SyscallConn()
@@ -366,6 +368,7 @@ func (w *Watcher) drain(fd int) error {
 func (w *Watcher) dump() {
 	w.seq++
 	w.dumping, w.stale = w.seq, false
+	clear(w.touched)
 	b := appendDump(nil, w.seq)
 	err := w.raw.Control(func(fd uintptr) {
 		w.err = unix.Sendto(int(fd), b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
@@ -388,11 +391,11 @@ func (w *Watcher) read(b []byte) {
 		}
 		switch h.Type {
 		case unix.RTM_NEWLINK:
-			if m, ok := parseLink(body); ok {
+			if m, ok := parseLink(body); ok && w.newer(&h, m.index) {
 				w.update(&m)
 			}
 		case unix.RTM_DELLINK:
-			if m, ok := parseLink(body); ok {
+			if m, ok := parseLink(body); ok && w.newer(&h, m.index) {
 				if l := w.links[m.index]; l != nil {
 					l.Moved, l.MovedTo, l.MovedIndex = m.moved, m.movedTo, m.reindex
 					w.remove(l)
@@ -408,6 +411,27 @@ func (w *Watcher) read(b []byte) {
 			}
 		}
 	}
+}
+
+// newer reports whether a message about a link may be taken in. The kernel
+// writes an answer to a dump before it puts it in the queue, and an event that
+// happened between may overtake it: the answer would bring a deleted link back
+// to life. After lost events it is the other way round, old events stand before
+// the answer. So what an event has told of since a dump was asked for, that dump
+// is not believed about; another one, without events between, is.
+func (w *Watcher) newer(h *unix.NlMsghdr, index int) bool {
+	if w.dumping == 0 {
+		return true
+	}
+	if h.Seq != w.dumping || h.Flags&unix.NLM_F_MULTI == 0 {
+		w.touched[index] = struct{}{}
+		return true
+	}
+	if _, told := w.touched[index]; told {
+		w.stale = true
+		return false
+	}
+	return true
 }
 
 // update takes a link's state in and tells whom it concerns if it is new.
