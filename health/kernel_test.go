@@ -17,6 +17,7 @@ import (
 	"github.com/seed-b14e907b/vswitch/health"
 	"github.com/seed-b14e907b/vswitch/lab"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 	"github.com/seed-b14e907b/vswitch/policy"
 )
 
@@ -40,18 +41,6 @@ func (c *counter) count(kind ndiscore.ObservationKind) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.kinds[kind]
-}
-
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	if err := lab.Eventually(context.Background(), what, func() error {
-		if !cond() {
-			return errors.New("not yet")
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // runCore runs a core until the test ends.
@@ -196,7 +185,7 @@ func TestKernelAnswers(t *testing.T) {
 			if err := s.Start(context.Background(), "wan0", "test"); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "ten answers", func() bool { return s.count(ndiscore.ProbeAnswered) >= 10 })
+			ndistest.Await(t, "ten answers", func() bool { return s.count(ndiscore.ProbeAnswered) >= 10 })
 
 			// The ARP probe leaves no trace in the target's cache. (A solicitation
 			// does: its source is how the answer finds us.)
@@ -218,10 +207,10 @@ func TestKernelAnswers(t *testing.T) {
 
 			_ = far.DelAddr("x0", prefixOf(target))
 			lost := s.count(ndiscore.ProbeLost)
-			eventually(t, "losses", func() bool { return s.count(ndiscore.ProbeLost) >= lost+5 })
+			ndistest.Await(t, "losses", func() bool { return s.count(ndiscore.ProbeLost) >= lost+5 })
 			_ = far.AddAddr("x0", prefixOf(target))
 			answered := s.count(ndiscore.ProbeAnswered)
-			eventually(t, "answers again", func() bool { return s.count(ndiscore.ProbeAnswered) >= answered+3 })
+			ndistest.Await(t, "answers again", func() bool { return s.count(ndiscore.ProbeAnswered) >= answered+3 })
 		})
 	}
 }
@@ -276,20 +265,20 @@ func TestKernelFailback(t *testing.T) {
 		do(err)
 		return b[0].Active
 	}
-	eventually(t, "the first listed is active", func() bool { return active() == "wan0" })
-	eventually(t, "both are proven", func() bool { return s.count(ndiscore.ProbeAnswered) > 4 })
+	ndistest.Await(t, "the first listed is active", func() bool { return active() == "wan0" })
+	ndistest.Await(t, "both are proven", func() bool { return s.count(ndiscore.ProbeAnswered) > 4 })
 
 	_ = w0.Unplug(lab.EndB) // the path is cut beyond the near link
 	wan0.handle.IndicateStatus(ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: "test"})
-	eventually(t, "failover", func() bool { return active() == "wan1" })
+	ndistest.Await(t, "failover", func() bool { return active() == "wan1" })
 	wan0.handle.IndicateStatus(ndiscore.LinkState{Media: ndiscore.MediaConnected, Why: "test"})
 	lost := s.count(ndiscore.ProbeLost)
-	eventually(t, "the link is back, the path is not", func() bool { return s.count(ndiscore.ProbeLost) > lost+5 })
+	ndistest.Await(t, "the link is back, the path is not", func() bool { return s.count(ndiscore.ProbeLost) > lost+5 })
 	if a := active(); a != "wan1" {
 		t.Fatalf("active is %s", a)
 	}
 	_ = w0.Plug(lab.EndB)
-	eventually(t, "fail-back once a probe is answered", func() bool { return active() == "wan0" })
+	ndistest.Await(t, "fail-back once a probe is answered", func() bool { return active() == "wan0" })
 	events, _, _ := s.Events(0)
 	var moves []string
 	for _, e := range events {

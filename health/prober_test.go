@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
 // seen is a core whose observations the test reads.
@@ -42,18 +43,6 @@ func (s *seen) take() []string {
 	}
 	s.all = nil
 	return out
-}
-
-// eventually polls until cond holds.
-func eventually(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !cond() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not yet", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
 }
 
 // runCore runs a core until the test ends.
@@ -205,7 +194,7 @@ func (c *manual) advance(t testing.TB, d time.Duration) {
 func (c *manual) settle(t testing.TB) {
 	t.Helper()
 	for calm := 0; calm < 3; {
-		eventually(t, "the prober waits", c.waited)
+		ndistest.Await(t, "the prober waits", c.waited)
 		time.Sleep(time.Millisecond)
 		if calm++; !c.waited() {
 			calm = 0
@@ -244,7 +233,7 @@ func newEcho(t *testing.T) (*seen, *echo, *manual) {
 func (s *seen) expectSeen(t *testing.T, what string, want ...string) {
 	t.Helper()
 	var got []string
-	eventually(t, what, func() bool { got = append(got, s.take()...); return len(got) >= len(want) })
+	ndistest.Await(t, what, func() bool { got = append(got, s.take()...); return len(got) >= len(want) })
 	match := len(got) == len(want)
 	for i := range got {
 		match = match && strings.HasPrefix(got[i], want[i])

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
 // counts is how many frames each port, and the station above, got.
@@ -376,7 +377,7 @@ func TestAgeing(t *testing.T) {
 	coarse := func() uint32 { return l.bridge.fdb.now.Load() }
 	for s := range 9 {
 		l.tick(time.Second)
-		eventually(t, "coarse clock", func() bool { return coarse() == uint32(s+1)*1000 })
+		ndistest.Await(t, "coarse clock", func() bool { return coarse() == uint32(s+1)*1000 })
 	}
 	p0.receive(frame(ndiscore.Broadcast, mac(2)))
 	if f := l.bridge.FDB(); len(f) != 3 {
@@ -388,19 +389,19 @@ func TestAgeing(t *testing.T) {
 		}
 	}
 	l.tick(time.Second)
-	eventually(t, "mac 1 ages", func() bool { return l.bridge.Stats().Entries == 1 })
+	ndistest.Await(t, "mac 1 ages", func() bool { return l.bridge.Stats().Entries == 1 })
 	if s := l.bridge.Stats(); s.Aged != 1 {
 		t.Errorf("%+v", s)
 	}
 	// A jump of an hour is our own fault, not the station's: what it is asked
 	// for is to be seen within one more tick.
 	l.tick(time.Hour)
-	eventually(t, "coarse clock", func() bool { return coarse() > 3600_000 })
+	ndistest.Await(t, "coarse clock", func() bool { return coarse() > 3600_000 })
 	if e := l.bridge.Stats().Entries; e != 1 {
 		t.Error("aged by a late tick")
 	}
 	l.tick(time.Second)
-	eventually(t, "mac 2 ages", func() bool { return l.bridge.Stats().Entries == 0 })
+	ndistest.Await(t, "mac 2 ages", func() bool { return l.bridge.Stats().Entries == 0 })
 }
 
 func TestFull(t *testing.T) {
@@ -421,16 +422,16 @@ func TestFull(t *testing.T) {
 		return append([]string(nil), l.events...)
 	}
 	l.tick(time.Second)
-	eventually(t, "event", func() bool { return len(events()) == 1 })
+	ndistest.Await(t, "event", func() bool { return len(events()) == 1 })
 	if e := events()[0]; e != "bridge.fdb  room>full 100 addresses are known (mac_limit 100): frames to others are flooded" {
 		t.Error(e)
 	}
 	for range 9 {
 		c := l.bridge.fdb.now.Load()
 		l.tick(time.Second)
-		eventually(t, "coarse clock", func() bool { return l.bridge.fdb.now.Load() == c+1000 })
+		ndistest.Await(t, "coarse clock", func() bool { return l.bridge.fdb.now.Load() == c+1000 })
 	}
-	eventually(t, "end of the episode", func() bool { return len(events()) == 2 })
+	ndistest.Await(t, "end of the episode", func() bool { return len(events()) == 2 })
 	if e := events()[1]; !strings.HasPrefix(e, "bridge.fdb  full>room 0 addresses are known") {
 		t.Error(e)
 	}
@@ -449,7 +450,7 @@ func TestAnnounce(t *testing.T) {
 			l.tick(at - announceAt[round-1])
 		}
 		var got [][]byte
-		eventually(t, fmt.Sprint("round ", round), func() bool {
+		ndistest.Await(t, fmt.Sprint("round ", round), func() bool {
 			got = append(got, l.wires[0].take()...)
 			return len(got) == 4
 		})
@@ -466,7 +467,7 @@ func TestAnnounce(t *testing.T) {
 			t.Errorf("announced %v", seen)
 		}
 	}
-	eventually(t, "event", func() bool {
+	ndistest.Await(t, "event", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return len(l.events) == 1 && l.events[0] == "bridge.announced p0 > failed over: 12 reverse-ARP announcements"
@@ -503,7 +504,7 @@ func TestAnnouncePace(t *testing.T) {
 	sent := func() int { return int(l.bridge.Stats().Announced) }
 	notice := func() { l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "x"}) }
 	notice()
-	eventually(t, "first burst", func() bool { return sent() >= announceBurst })
+	ndistest.Await(t, "first burst", func() bool { return sent() >= announceBurst })
 	if s := sent(); s >= announceBurst+ndiscore.BatchFrames {
 		t.Errorf("first burst %d", s)
 	}
@@ -518,7 +519,7 @@ func TestAnnouncePace(t *testing.T) {
 		t.Errorf("a storm of notices sent %d more at once", s-before)
 	}
 	l.tick(announcePace)
-	eventually(t, "second burst", func() bool { return sent() > before })
+	ndistest.Await(t, "second burst", func() bool { return sent() > before })
 	if err := l.core.Pause(context.Background(), "p0", "test"); err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -272,7 +271,7 @@ func (l *lan) counters(name string) ndiscore.Counters {
 func (l *lan) tick(d time.Duration) {
 	l.t.Helper()
 	for calm := 0; calm < 3; { // seen so for a while: it may just be about to look
-		eventually(l.t, "the keeper waits", l.waited)
+		ndistest.Await(l.t, "the keeper waits", l.waited)
 		time.Sleep(time.Millisecond)
 		if calm++; !l.waited() {
 			calm = 0
@@ -343,20 +342,6 @@ func (c *manual) advance(d time.Duration) {
 	c.mu.Unlock()
 	for _, t := range due {
 		go t.f()
-	}
-}
-
-var errNotYet = errors.New("not yet")
-
-// eventually polls until cond holds.
-func eventually(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
-	for !cond() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, errNotYet)
-		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
