@@ -73,11 +73,14 @@ func TestToolIperf(t *testing.T) {
 		_ = server.Process.Kill()
 		_ = server.Wait() // killed
 	}()
-	lines := bufio.NewScanner(stdout)
-	for lines.Scan() && !strings.Contains(lines.Text(), "listening") {
-	}
+	// The server takes one client at a time, and says when it is ready for the next.
+	listening := make(chan struct{}, 100)
 	go func() { // until the server is killed: it must not wait for us
-		for lines.Scan() {
+		defer close(listening)
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			if strings.Contains(lines.Text(), "listening") {
+				listening <- struct{}{}
+			}
 		}
 	}()
 	for _, args := range [][]string{
@@ -86,6 +89,11 @@ func TestToolIperf(t *testing.T) {
 		{"--udp", "--bitrate", "10M", "--length", "1400", "--time", "1"},
 		{"--udp", "--bitrate", "10M", "--length", "1400", "--time", "1", "--reverse"},
 	} {
+		select {
+		case <-listening:
+		case <-ctx.Done():
+			t.Fatal("the iperf3 server does not listen")
+		}
 		out := run(t, p.a, command(t, ctx, "iperf3", append([]string{"--client", p.dst["v4"].String(), "--json", "--connect-timeout", "10000"}, args...)...))
 		var r struct {
 			Error string
