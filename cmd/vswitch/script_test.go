@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -87,15 +88,9 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 
 // answering waits until a switch answers on the script's socket.
 func answering(ts *testscript.TestScript, _ bool, _ []string) {
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		err := ts.Exec("vswitch", "stats")
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			ts.Fatalf("no switch answers: %v", err)
-		}
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ts.Check(lab.Eventually(ctx, "a switch to answer", func() error { return ts.Exec("vswitch", "stats") }))
 }
 
 // commands lists every command that does something, with its full name.
