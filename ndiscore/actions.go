@@ -19,6 +19,12 @@ type event struct {
 	epoch    uint64 // evMoved
 	reply    int    // operation to answer, 0 for none
 	observed Observation
+	attrs    Attributes // evDone of an initialize: what it stated
+	poll     pollResult // evDone of a poll
+	protocol string     // evUnbind, evReenumerate, evLeave
+	target   string     // evUnbind
+	filter   string     // evFilterLeaves
+	names    []string   // evFilterMoved: the new order
 }
 
 type eventKind uint8
@@ -39,14 +45,31 @@ const (
 	evObserved                         // a prober saw something
 	evFailureObserved                  // the data path saw failures on an adapter
 	evTick                             // time has passed
-	evBindingsChanged                  // a protocol came or went
+	evBindingsChanged                  // a protocol came, or wants other targets
+	evSuspend                          // operator: put it to sleep
+	evResume                           // … and wake it
+	evQuery                            // may it be removed?
+	evCancelQuery                      // it will not be removed after all
+	evReset                            // operator: reset it
+	evMiniportReset                    // the miniport asks for a reset
+	evInhibit                          // nobody is to be bound to it
+	evAllow                            // … any more
+	evHold                             // it is to be paused, with all above it
+	evRelease                          // … no longer
+	evFilterAdded                      // a module was put into its chain
+	evFilterLeaves                     // a module is to leave it
+	evFilterMoved                      // its chain is to have another order
+	evUnbind                           // a protocol wants to be rid of a binding
+	evReenumerate                      // … or to be offered again what it is not bound to
+	evLeave                            // a protocol leaves, or gave up targets: answer when it is bound nowhere that it does not want
+	evAttributes                       // an adapter's attributes changed while it ran
 )
 
 // action is an output of the machine.
 type action struct {
 	kind     actionKind
 	adapter  string
-	filter   int    // index, for filter actions
+	filter   string // for filter actions: the module's name
 	protocol string // for binding actions
 	target   string // for binding actions: the name the protocol asked for
 	halt     HaltAction
@@ -56,6 +79,10 @@ type action struct {
 	err      error
 	after    time.Duration // actWake, actAwait
 	event    Event         // actEvent
+	notice   NetEvent      // actNotify
+	power    PowerState    // actSetPower
+	oper     operState     // actOper
+	names    []string      // actReorder
 	why      string
 }
 
@@ -78,7 +105,13 @@ const (
 	actHalt
 	actRemoveDevice
 	actBindsComplete
+	actBindList
 	actPnP
+	actNotify   // tell filters and bindings; a query may be refused
+	actSetPower // put the device to sleep, or wake it
+	actRestore  // packet filter and multicast list, after a device forgot them
+	actReset
+	actPoll // check for hang
 
 	// Done at once by the core.
 	actClose    // close the data path of an adapter, reason in halt
@@ -91,6 +124,10 @@ const (
 	actReply    // answer an operation
 	actWake     // call evTick after a while
 	actEvent    // put into the event log
+	actOper     // the operational state is another one
+	actReorder  // the filter chain has another order now
+	actUnstack  // a filter module is gone from the chain
+	actLeft     // a protocol is bound nowhere any more
 )
 
 // String is the token of a call in golden traces, "" for what is not a call.
@@ -101,33 +138,45 @@ func (a action) String() string {
 	case actInitialize:
 		return a.adapter + ".Init"
 	case actAttach:
-		return fmt.Sprintf("%s.F%d.Attach", a.adapter, a.filter+1)
+		return a.adapter + "." + a.filter + ".Attach"
 	case actBind:
 		return a.protocol + ".Bind(" + a.adapter + ")"
 	case actRestart:
 		return a.adapter + ".Restart"
 	case actRestartFilter:
-		return fmt.Sprintf("%s.F%d.Restart", a.adapter, a.filter+1)
+		return a.adapter + "." + a.filter + ".Restart"
 	case actRestartBinding:
 		return a.protocol + ".Event(" + a.adapter + ", Restart)"
 	case actPauseBinding:
 		return a.protocol + ".Event(" + a.adapter + ", Pause)"
 	case actPauseFilter:
-		return fmt.Sprintf("%s.F%d.Pause", a.adapter, a.filter+1)
+		return a.adapter + "." + a.filter + ".Pause"
 	case actPause:
 		return a.adapter + ".Pause"
 	case actUnbind:
 		return a.protocol + ".Unbind(" + a.adapter + ")"
 	case actDetach:
-		return fmt.Sprintf("%s.F%d.Detach", a.adapter, a.filter+1)
+		return a.adapter + "." + a.filter + ".Detach"
 	case actHalt:
 		return fmt.Sprintf("%s.Halt(%s)", a.adapter, a.halt)
 	case actRemoveDevice:
 		return a.adapter + ".RemoveDevice"
 	case actBindsComplete:
 		return a.protocol + ".Event(BindsComplete)"
+	case actBindList:
+		return a.protocol + ".Event(BindList)"
 	case actPnP:
 		return a.adapter + ".PnP(SurpriseRemoved)"
+	case actNotify:
+		return fmt.Sprintf("%s.Event(%s)", a.adapter, a.notice)
+	case actSetPower:
+		return fmt.Sprintf("%s.SetPower(%s)", a.adapter, a.power)
+	case actRestore:
+		return a.adapter + ".Restore"
+	case actReset:
+		return a.adapter + ".Reset"
+	case actPoll:
+		return a.adapter + ".CheckForHang"
 	case actAwait:
 		return a.adapter + ".AwaitDevice"
 	case actForget:

@@ -1,6 +1,9 @@
 package ndiscore
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Adapter is one device run by a miniport driver. The core serialises
 // Initialize, Restart, Pause and Halt on its control side; Send and Return come
@@ -64,6 +67,28 @@ type AdapterHandle interface {
 	// by why. The data path is closed at once; Halt(HaltSurpriseRemoved)
 	// follows later. Repeated calls do nothing.
 	SurpriseRemove(why string)
+	// Reset asks for a reset, which happens later, never inside this call
+	// (NdisMResetMiniport). Only for a Resetter.
+	Reset(why string)
+	// SetSecondary makes this adapter a secondary of primary, one of the same
+	// driver that is initialised, in an ndis5 bundle of the driver's own
+	// (NdisMSetMiniportSecondary). Only during Initialize; ErrFailure otherwise.
+	SetSecondary(primary string) error
+	// Promote makes this secondary the primary of its bundle
+	// (NdisMPromoteMiniport). ErrFailure before the primary's Halt has begun, or
+	// for an adapter that is no secondary.
+	Promote() error
+	// InhibitBinds unbinds everybody above and keeps them off until AllowBinds
+	// (NetEventInhibitBindsAbove, …AllowBindsAbove). It returns when all are
+	// unbound. Not for the packet path; ErrInvalidState from inside a call of
+	// the core.
+	InhibitBinds(ctx context.Context, why string) error
+	AllowBinds()
+	// RequirePause returns when the adapter and all above it are paused, which
+	// they stay until AllowStart (NetEventRequirePause, …AllowStart). Calls are
+	// not counted: one AllowStart ends them all. From where InhibitBinds may be.
+	RequirePause(ctx context.Context, why string) error
+	AllowStart()
 	// Dropped counts n received frames that the adapter itself gave up before
 	// they became frames of a batch.
 	Dropped(w *Worker, r DropReason, n uint64)
@@ -95,6 +120,52 @@ type DevicePnPEvent uint8
 
 // DevicePnPSurpriseRemoved: the device is gone; cancel what waits for it.
 const DevicePnPSurpriseRemoved DevicePnPEvent = 1
+
+// Resetter is implemented by an adapter whose device can be set up anew while
+// its state, bindings and handles stay (MiniportResetEx).
+type Resetter interface {
+	// Reset returns nil, or an error that wraps ErrSoftErrors (it worked) or
+	// ErrHardErrors (it did not). With addressing the core sets the packet filter and
+	// the multicast list anew. It is never called beside Initialize, Restart,
+	// Pause or Halt, but Send may still be running when it begins, and a
+	// Request may be under way.
+	Reset(ctx context.Context) (addressing bool, err error)
+}
+
+// HangChecker is implemented by an adapter that notices when its device is
+// stuck (MiniportCheckForHangEx). It has to be a Resetter.
+type HangChecker interface {
+	Resetter
+	// CheckForHang is asked every Attributes.HangCheck. It looks at the
+	// adapter's own state and returns at once; true asks for a reset.
+	CheckForHang() bool
+}
+
+// SendCanceler is implemented by an adapter or a filter that queues sends
+// (MiniportCancelSend, FilterCancelSendNetBufferLists): it completes those of
+// its batches whose CancelID is id with DropAborted. Those already in the device
+// may go out.
+type SendCanceler interface{ CancelSend(id uint64) }
+
+// PowerState is a device power state (NDIS_DEVICE_POWER_STATE).
+type PowerState uint8
+
+// The power states that the core uses: working and suspended.
+const (
+	PowerD0 PowerState = 1
+	PowerD3 PowerState = 4
+)
+
+// String is the state as traces and events name it.
+func (p PowerState) String() string {
+	switch p {
+	case PowerD0:
+		return "D0"
+	case PowerD3:
+		return "D3"
+	}
+	return "invalid"
+}
 
 // Shutdowner is implemented by an adapter that wants to quiet its device when
 // the process ends without time for Halt (MiniportShutdownEx): it frees
@@ -130,6 +201,18 @@ type Attributes struct {
 	Transmit Capabilities // what Send takes unfinished
 	Receive  Capabilities // what it may indicate unfinished
 	Device   string       // the kernel's name of the device, for people
+
+	// HangCheck is how often CheckForHang is asked: 0 means 2 s; anything else
+	// is rounded down to a multiple of 2 s, but not to nothing.
+	HangCheck time.Duration
+	// PowerAware: Request(OIDPnPSetPower) puts the device to sleep and wakes
+	// it. Without it, to suspend is to halt (HaltPoweredDown).
+	PowerAware bool
+	// NoPauseOnSuspend: a power-aware adapter need not be paused first.
+	NoPauseOnSuspend bool
+	// MaxMulticast is the length of the multicast list that the adapter filters
+	// by (OID8023MaximumListSize); 0: it passes every group frame up.
+	MaxMulticast int
 }
 
 // Options decoded for a driver may check themselves.
@@ -144,9 +227,13 @@ type Driver struct {
 	Name       string                                          // config.toml: driver = "tap"
 	Version    int                                             // ContractVersion it was written for
 	NewOptions func() any                                      // pointer to an options struct that holds the defaults
-	New        func(name string, options any) (Adapter, error) // checks options; all I/O waits for Initialize
+	New        func(name string, options any) (Adapter, error) // checks options; all I/O waits for Initialize (MINIPORT_ADD_DEVICE)
+	Remove     func(a Adapter)                                 // optional: undoes New, once, when the adapter is forgotten (MINIPORT_REMOVE_DEVICE)
 	SetOptions func(*DriverHandle) error                       // optional; called inside RegisterDriver (SET_OPTIONS)
-	Unload     func()                                          // optional; after the last adapter is gone (MINIPORT_UNLOAD)
+	// Unload, if set, is called once the last adapter of the driver is gone; it
+	// undoes the entry routine and calls Deregister (MINIPORT_UNLOAD). A driver
+	// without it stays registered until somebody calls Deregister.
+	Unload func(*DriverHandle)
 }
 
 // ContractVersion is the version of this contract.

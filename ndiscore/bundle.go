@@ -328,7 +328,7 @@ func (m *machine) memberView(b *mBundle, name string) MemberView {
 	running := false
 	if p := m.protocol(teamProtocol(b.name)); p != nil {
 		mb := a.binding(p, name)
-		running = a.state == StateRunning && !a.surprise && !a.stuck && mb != nil && mb.state == BindingRunning
+		running = a.state == StateRunning && !a.surprise && !a.stuck && !a.asleep && mb != nil && mb.state == BindingRunning
 	}
 	if usable := running && a.link.Connected(); usable != a.usable || a.usableSince.IsZero() {
 		a.usable, a.usableSince = usable, m.now
@@ -408,7 +408,7 @@ func (m *machine) stillDelivers(b *mBundle, member int) bool {
 
 // leavesInOrder reports whether a was told to go, rather than found broken.
 func (a *mAdapter) leavesInOrder() bool {
-	return !a.surprise && (a.goal == goalPause || a.goal == goalDown && (a.halt == HaltDeviceDisabled || a.halt == HaltDeviceStopped))
+	return !a.surprise && (a.goal == goalPause || a.goal == goalSleep || a.goal == goalDown && (a.halt == HaltDeviceDisabled || a.halt == HaltDeviceStopped))
 }
 
 // lingers reports whether a's pause has to wait: its team has moved on, and a

@@ -73,7 +73,8 @@ type protocol struct {
 type DriverHandle struct {
 	core     *Core
 	driver   Driver
-	adapters int // guarded by Run's goroutine
+	adapters int  // this and the rest: of Run's goroutine alone
+	ready    bool // SetOptions has returned
 	gone     bool
 }
 
@@ -167,7 +168,7 @@ func (c *Core) stop() {
 func (c *Core) shutdown(s *slot) {
 	was := s.alive.Swap(aliveNo)
 	s.out.writeOff()
-	if d, ok := s.adapter.(Shutdowner); ok && was == aliveYes {
+	if d, ok := optional[Shutdowner](s.adapter); ok && was == aliveYes {
 		c.calls.Go(d.Shutdown) // "shutdown": ends when the driver returns
 	}
 }
@@ -193,6 +194,9 @@ func (c *Core) poke() {
 
 // do runs f on Run's goroutine and waits for it.
 func (c *Core) do(ctx context.Context, f func()) error {
+	if ctx.Value(insideCall{}) != nil {
+		return fmt.Errorf("%w: from inside a call of the core, which would wait for itself", ErrInvalidState)
+	}
 	done := make(chan struct{})
 	if !c.post(post{fn: func() { f(); close(done) }}) {
 		return ErrStopped
@@ -209,12 +213,31 @@ func (c *Core) do(ctx context.Context, f func()) error {
 
 // operate posts an operation and waits for the machine's answer.
 func (c *Core) operate(ctx context.Context, ev event) error {
+	return c.operateWith(ctx, ev, nil)
+}
+
+// insideCall marks the context of the core's calls: an operation that is begun
+// with it would wait for itself.
+type insideCall struct{}
+
+// operateWith is operate, for an operation that first does something of its own
+// on Run's goroutine.
+func (c *Core) operateWith(ctx context.Context, ev event, first func() error) error {
+	if ctx.Value(insideCall{}) != nil {
+		return fmt.Errorf("%w: from inside a call of the core, which would wait for itself", ErrInvalidState)
+	}
 	answer := make(chan error, 1)
 	ok := c.post(post{fn: func() {
 		c.nextID++
 		ev.reply = c.nextID
 		c.replies[ev.reply] = answer
 		c.collect() // what has happened already counts as having happened
+		if first != nil {
+			if err := first(); err != nil {
+				c.answer(ev.reply, err)
+				return
+			}
+		}
 		c.step(ev)
 	}})
 	if !ok {
@@ -260,6 +283,9 @@ func (c *Core) collect() {
 		if r := s.removing.Load(); r != nil && r.seen.CompareAndSwap(false, true) {
 			c.step(event{kind: evRemoveMiniport, adapter: name, why: r.why})
 		}
+		if r := s.wantsReset.Load(); r != nil && r.seen.CompareAndSwap(false, true) {
+			c.step(event{kind: evMiniportReset, adapter: name, why: r.why})
+		}
 	}
 	// After what the members had to say, so that the machine knows why.
 	for _, t := range c.teams {
@@ -273,7 +299,7 @@ func (c *Core) step(ev event) {
 	if ev.kind == evDone && ev.action.kind == actInitialize && ev.err == nil {
 		// Read here and not where Initialize returned: what was indicated
 		// since may have been collected already, and is newer.
-		ev.link = *c.slots[ev.adapter].link.Load()
+		ev.link, ev.attrs = *c.slots[ev.adapter].link.Load(), c.slots[ev.adapter].attributes()
 	}
 	for _, a := range c.m.step(c.clock.Now(), ev) {
 		c.perform(a)
@@ -305,10 +331,31 @@ func (c *Core) perform(a action) {
 	case actStatus:
 		s := c.slots[a.adapter]
 		if a.link != (LinkState{}) {
-			s.IndicateStatus(a.link)
+			s.indicate(a.link)
 		} else {
-			s.IndicateStatus(NetworkChange{Why: a.why})
+			s.indicate(NetworkChange{Why: a.why})
 		}
+	case actOper:
+		s := c.slots[a.adapter]
+		s.operation.Store(&a.oper)
+		s.indicate(OperChange{Status: a.oper.status, Reason: a.oper.reason})
+	case actReorder:
+		s := c.slots[a.adapter]
+		s.update(func() {
+			chain := slices.Clone(s.modules())
+			slices.SortStableFunc(chain, func(x, y *filterModule) int {
+				return slices.Index(a.names, x.name) - slices.Index(a.names, y.name)
+			})
+			s.filters.Store(&chain)
+		})
+	case actUnstack:
+		s := c.slots[a.adapter]
+		s.update(func() {
+			chain := slices.DeleteFunc(slices.Clone(s.modules()), func(m *filterModule) bool { return m.name == a.filter })
+			s.filters.Store(&chain)
+		})
+	case actLeft:
+		delete(c.protos, a.protocol)
 	case actPrimary:
 		c.setPrimary(a.target, a.adapter)
 	case actWake:
@@ -327,10 +374,14 @@ func (c *Core) call(a action) {
 		delete(c.awaiting, a.adapter)
 	}
 	done := make(chan event, 1)
-	ctx, cancel := context.WithTimeout(context.Background(), c.callLimit/2)
+	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), insideCall{}, true), c.callLimit/2)
 	c.calls.Go(func() { // "call": ends when the driver returns
 		ev := event{kind: evDone, adapter: a.adapter, action: &a}
-		ev.err = c.callDriver(ctx, s, p, a)
+		if a.kind == actPoll {
+			ev.poll = s.poll()
+		} else {
+			ev.err = c.callDriver(ctx, s, p, a)
+		}
 		done <- ev
 	})
 	c.calls.Go(func() { // "call watch": ends with the call, or gives up on it
@@ -351,9 +402,11 @@ func (c *Core) call(a action) {
 func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) error {
 	switch a.kind {
 	case actStartDevice:
-		return s.adapter.(LowerDevice).StartDevice(ctx)
+		d, _ := optional[LowerDevice](s.adapter)
+		return d.StartDevice(ctx)
 	case actRemoveDevice:
-		s.adapter.(LowerDevice).RemoveDevice(ctx)
+		d, _ := optional[LowerDevice](s.adapter)
+		d.RemoveDevice(ctx)
 	case actInitialize:
 		return s.initialize(ctx)
 	case actHalt:
@@ -396,26 +449,26 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 			}
 		}
 	case actAttach:
-		m := s.filters[a.filter]
+		m := s.module(a.filter)
 		if err := m.filter.Attach(ctx, m); err != nil {
 			return fmt.Errorf("adapter %s: filter %s: attach: %w", s.name, m.name, err)
 		}
 		m.attached.Store(true)
 	case actRestartFilter:
-		m := s.filters[a.filter]
+		m := s.module(a.filter)
 		if err := m.filter.Restart(ctx); err != nil {
 			return fmt.Errorf("adapter %s: filter %s: restart: %w", s.name, m.name, err)
 		}
 		s.update(func() { m.running = true })
 	case actPauseFilter:
-		m := s.filters[a.filter]
+		m := s.module(a.filter)
 		s.update(func() { m.running = false })
 		if err := c.grace(ctx); err != nil {
 			return fmt.Errorf("adapter %s: filter %s: pause: %w", s.name, m.name, ErrQuarantined)
 		}
 		m.filter.Pause(ctx)
 	case actDetach:
-		m := s.filters[a.filter]
+		m := s.module(a.filter)
 		m.attached.Store(false)
 		if s.out.quiet(ctx, false) != nil {
 			return fmt.Errorf("adapter %s: filter %s: detach: a status indication does not end: %w", s.name, m.name, ErrQuarantined)
@@ -448,21 +501,127 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 		return err
 	case actBindsComplete:
 		return p.impl.Event(ctx, nil, EventBindsComplete)
+	case actBindList:
+		return p.impl.Event(ctx, nil, EventBindList)
 	case actPnP:
-		s.adapter.(DevicePnPNotifier).DevicePnP(DevicePnPSurpriseRemoved)
+		d, _ := optional[DevicePnPNotifier](s.adapter)
+		d.DevicePnP(DevicePnPSurpriseRemoved)
+	case actNotify:
+		return s.notify(ctx, a.notice)
+	case actSetPower:
+		return s.setPower(ctx, a.power)
+	case actRestore:
+		return s.restore(ctx)
+	case actReset:
+		return s.reset(ctx, a.why)
 	}
 	return nil
 }
 
+// notify tells filters, from the miniport up, and then bindings. A query ends at
+// the first who refuses: everybody who was asked is told that it is off.
+func (s *slot) notify(ctx context.Context, ev NetEvent) error {
+	tell := s.audience(ctx)
+	for i, t := range tell {
+		err := t.event(ev)
+		if err == nil {
+			continue
+		}
+		err = fmt.Errorf("adapter %s: %s refuses %s: %w: %w", s.name, t.name, ev, ErrNotAccepted, err)
+		if ev != EventQueryRemoveDevice {
+			s.core.Report(Event{What: "adapter.fault", Adapter: s.name, Why: err.Error() + ", which it may not"})
+			continue
+		}
+		for _, t := range tell[:i+1] {
+			_ = t.event(EventCancelRemoveDevice) // it has to agree
+		}
+		return err
+	}
+	return nil
+}
+
+// listener is somebody above an adapter who hears of events.
+type listener struct {
+	name  string
+	event func(NetEvent) error
+}
+
+func (s *slot) audience(ctx context.Context) (ls []listener) {
+	for _, m := range s.modules() {
+		if f, ok := m.filter.(EventFilter); ok && m.attached.Load() {
+			ls = append(ls, listener{"filter " + m.name, func(ev NetEvent) error { return f.FilterEvent(ctx, ev) }})
+		}
+	}
+	s.publish.Lock()
+	defer s.publish.Unlock()
+	for _, b := range s.bindings {
+		ls = append(ls, listener{b.protocol.name, func(ev NetEvent) error { return b.protocol.impl.Event(ctx, b, ev) }})
+	}
+	return ls
+}
+
+// setPower puts a power-aware device to sleep, or wakes it. Nothing passes while
+// it sleeps.
+func (s *slot) setPower(ctx context.Context, p PowerState) error {
+	if p == PowerD3 {
+		s.update(func() { s.state.asleep = true })
+		if err := s.core.grace(ctx); err != nil {
+			return fmt.Errorf("adapter %s: suspend: a worker does not leave the data path: %w", s.name, ErrQuarantined)
+		}
+	}
+	err := s.ask(ctx, true, func() *OIDRequest { return &OIDRequest{ID: OIDPnPSetPower, Kind: OIDSet, Data: p} })
+	if p == PowerD0 && err == nil || p == PowerD3 && err != nil {
+		s.update(func() { s.state.asleep = false })
+	}
+	return err
+}
+
+// reset has the device set up anew, with those above warned before and after.
+func (s *slot) reset(ctx context.Context, why string) error {
+	d, _ := optional[Resetter](s.adapter)
+	s.wantsReset.Store(nil)
+	s.update(func() { s.state.resetting = true })
+	s.indicate(ResetStart{Why: why})
+	addressing, err := d.Reset(ctx)
+	s.resets.Add(1)
+	s.abortOID(ErrRequestAborted) // Z-4: it should have completed it
+	if addressing && (err == nil || errors.Is(err, ErrSoftErrors)) {
+		if e := s.restore(ctx); e != nil {
+			err = errors.Join(fmt.Errorf("%w: settings", ErrSoftErrors), e)
+		}
+	}
+	s.update(func() { s.state.resetting = false })
+	s.indicate(ResetEnd{Err: err})
+	if err != nil {
+		return fmt.Errorf("adapter %s: reset: %w", s.name, err)
+	}
+	return nil
+}
+
+// poll looks whether the device is stuck.
+func (s *slot) poll() (r pollResult) {
+	if h, ok := optional[HangChecker](s.adapter); ok {
+		r.hung = h.CheckForHang()
+	}
+	if o := s.oid.Load(); o != nil {
+		r.oid = o.seq
+	}
+	r.sends, r.done = s.out.sends(), s.out.progress()
+	return r
+}
+
 func (s *slot) initialize(ctx context.Context) error {
 	s.removing.Store(nil)
+	s.wantsReset.Store(nil)
 	s.gone.Store(nil)
 	s.crowded.Store(false)
 	s.link.Store(nil)
 	s.linkNews.Store(false)
 	s.alive.Store(aliveInitializing)
+	began := s.core.clock.Now()
 	attrs, err := s.adapter.Initialize(ctx, s)
-	if err == nil && (attrs.MAC.IsZero() || attrs.MAC.IsGroup() || attrs.MTU < 68 || attrs.MTU > 65535) {
+	s.initTime.Store(int64(s.core.clock.Now().Sub(began)))
+	if err == nil && (attrs.MAC.IsZero() || attrs.MAC.IsGroup() || attrs.MTU < minAttributesMTU || attrs.MTU > maxAttributesMTU) {
 		// S-5: without its general attributes nothing can be bound to it.
 		s.adapter.Halt(ctx, HaltInitFailed)
 		err = fmt.Errorf("%w: attributes: MAC %s, MTU %d", ErrInvalidData, attrs.MAC, attrs.MTU)
@@ -482,6 +641,12 @@ func (s *slot) initialize(ctx context.Context) error {
 	s.alive.Store(aliveYes)
 	return nil
 }
+
+// Bounds of an MTU that an adapter may state.
+const (
+	minAttributesMTU = 68 // RFC 791
+	maxAttributesMTU = 65535
+)
 
 // crowdedError tells of a worker that the adapter asked for and there was not.
 func (s *slot) crowdedError() error {
@@ -528,7 +693,8 @@ func (s *slot) dropBinding(ctx context.Context, b *Binding) {
 	if s.gone.Load() == nil {
 		// The union of packet filters may have shrunk. An adapter that will
 		// not have it keeps delivering more than is wanted; the core filters.
-		_ = s.updateFilter(ctx)
+		_ = s.updateFilter(ctx, false)
+		_ = s.updateMulticast(ctx, false)
 	}
 }
 
@@ -589,7 +755,7 @@ func (c *Core) grace(ctx context.Context) error {
 // before after has passed.
 func (c *Core) await(name string, after time.Duration) {
 	s := c.slots[name]
-	d, ok := s.adapter.(LowerDevice)
+	d, ok := optional[LowerDevice](s.adapter)
 	if !ok {
 		return
 	}
@@ -642,45 +808,22 @@ func (c *Core) forget(name string) {
 	}
 	delete(c.slots, name)
 	c.order = slices.DeleteFunc(c.order, func(n string) bool { return n == name })
-	if s.driver != nil {
-		s.driver.adapters--
+	s.abortOID(ErrInvalidHandle)
+	if h := s.driver; h != nil {
+		h.adapters--
+		last := h.adapters == 0
+		c.calls.Go(func() { // "forget": ends when the driver returns
+			if h.driver.Remove != nil {
+				h.driver.Remove(s.adapter)
+			}
+			if last && h.driver.Unload != nil {
+				h.driver.Unload(h)
+			}
+		})
 	}
 }
 
 // --- Operations -----------------------------------------------------------------
-
-// Start brings an adapter up, and returns when it runs and everybody is bound.
-func (c *Core) Start(ctx context.Context, name, why string) error {
-	return c.operate(ctx, event{kind: evStart, adapter: name, why: why})
-}
-
-// Pause stops an adapter's data flow and leaves everybody bound; Start resumes.
-func (c *Core) Pause(ctx context.Context, name, why string) error {
-	return c.operate(ctx, event{kind: evPause, adapter: name, why: why})
-}
-
-// Stop halts an adapter (HaltDeviceStopped) and keeps it for a later Start.
-func (c *Core) Stop(ctx context.Context, name, why string) error {
-	return c.operate(ctx, event{kind: evStop, adapter: name, why: why})
-}
-
-// Remove halts an adapter (HaltDeviceDisabled, or HaltInstanceDeInitialized for
-// a virtual one), gives its device up and forgets it.
-func (c *Core) Remove(ctx context.Context, name, why string) error {
-	return c.operate(ctx, event{kind: evRemove, adapter: name, why: why})
-}
-
-// Shutdown ends an adapter without freeing anything (MiniportShutdownEx): no
-// call reaches it afterwards.
-func (c *Core) Shutdown(ctx context.Context, name, why string) error {
-	return c.operate(ctx, event{kind: evShutdown, adapter: name, why: why})
-}
-
-// Promote makes a member of a team active, and keeps it preferred until it
-// fails.
-func (c *Core) Promote(ctx context.Context, bundle, member string) error {
-	return c.operate(ctx, event{kind: evPromote, adapter: bundle, why: member})
-}
 
 // Close removes every adapter, the last added first, and returns when all are
 // halted, with what went wrong.

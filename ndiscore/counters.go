@@ -64,7 +64,7 @@ func (s *slot) counters() Counters {
 			}
 		}
 	}
-	if d, ok := s.adapter.(Statser); ok {
+	if d, ok := optional[Statser](s.adapter); ok {
 		c.Device = d.DeviceStats()
 	}
 	return c

@@ -100,7 +100,7 @@ func TestC93KeptThroughFilter(t *testing.T) {
 	if out, back := m.Lent(); out != 0 || back != 1 {
 		t.Errorf("out %d, back %d", out, back)
 	}
-	want := map[string]uint64{"fault": 1, "short": 1}
+	want := map[string]uint64{"fault-drop": 1, "short": 1}
 	if c := b.counters("M"); c.RxFrames != 4 || c.Delivered != 2 || cmp.Diff(want, c.RxDropped) != "" {
 		t.Errorf("%+v", c)
 	}
@@ -201,7 +201,7 @@ func TestKeptSendThroughFilter(t *testing.T) {
 	if p.Completed() != 1 || len(batch.Frames) != 5 || len(m.Sent()) != 0 {
 		t.Errorf("completed %d, %d frames, %d sent", p.Completed(), len(batch.Frames), len(m.Sent()))
 	}
-	if c := b.counters("M"); c.TxDropped["fault"] != 5 || c.TxFrames != 0 {
+	if c := b.counters("M"); c.TxDropped["fault-drop"] != 5 || c.TxFrames != 0 {
 		t.Errorf("%+v", c)
 	}
 }
@@ -465,7 +465,7 @@ func TestForwardedBytes(t *testing.T) {
 			t.Errorf("frame %d differs", id)
 		}
 	}
-	if c := b.counters("z"); c.TxFrames != 4 || c.TxDropped["fault"] != 2 {
+	if c := b.counters("z"); c.TxFrames != 4 || c.TxDropped["fault-drop"] != 2 {
 		t.Errorf("%+v", c)
 	}
 }

@@ -28,12 +28,20 @@ const (
 	DropReflection     // our own frame, come back through another member
 	DropUnknownNetwork // a network protocol that the router does not speak
 
+	// Bridge ports.
+	DropVLAN     // its VLAN is none of the port's
+	DropStorm    // over the port's limit for frames of its kind
+	DropMACLimit // its source is one station too many on the port
+	DropLoop     // the loop guard has shut the port
+
 	// States.
 	DropPaused          // adapter paused or not yet started (NDIS_STATUS_PAUSED)
 	DropSurpriseRemoved // device vanished (NDIS_STATUS_NOT_ACCEPTED)
 	DropLinkDown        // device is there, its link is not
 	DropNoMember        // the bundle has no usable member
-	DropReset           // adapter being reset
+	DropReset           // adapter being reset (NDIS_STATUS_RESET_IN_PROGRESS)
+	DropLowPower        // adapter suspended (NDIS_STATUS_LOW_POWER_STATE)
+	DropAborted         // its sender called it back (NDIS_STATUS_SEND_ABORTED)
 
 	// Room.
 	DropTxQueueFull // the device's queue was full
@@ -47,9 +55,16 @@ const (
 	DropUnroutable  // no route
 	DropNeighbor    // next hop does not answer
 	DropRouterOther // netstack dropped it; `stats` has netstack's own counter
+	DropNATFull     // no room, or no port, for another translated flow
+	DropNATState    // belongs to no translated flow, and cannot begin one
+	DropFragment    // fragment of a packet whose first fragment was not seen
 
 	// Filters.
-	DropFault // spoiled on purpose by filters/fault
+	DropFaultDrop    // an injected fault lost it
+	DropFaultRate    // an injected rate limit was used up
+	DropFaultHang    // an injected hang swallowed it
+	DropFaultFull    // an injected delay holds all that it may
+	DropFaultCorrupt // it could not be spoiled as asked
 
 	dropReasons // their number
 )
@@ -62,7 +77,11 @@ var dropNames = [dropReasons]string{
 	DropPaused: "paused", DropSurpriseRemoved: "surprise-removed", DropLinkDown: "link-down", DropNoMember: "no-member",
 	DropReset: "reset", DropTxQueueFull: "tx-queue-full", DropPuntFull: "punt-full", DropTooBig: "too-big",
 	DropDeviceError: "device-error", DropKernelFull: "kernel-full", DropTTL: "ttl", DropUnroutable: "unroutable",
-	DropNeighbor: "neighbor", DropRouterOther: "router-other", DropFault: "fault",
+	DropNeighbor: "neighbor", DropRouterOther: "router-other",
+	DropVLAN: "vlan", DropStorm: "storm", DropMACLimit: "mac-limit", DropLoop: "loop",
+	DropLowPower: "low-power", DropAborted: "send-aborted", DropNATFull: "nat-full", DropNATState: "nat-state", DropFragment: "fragment",
+	DropFaultDrop: "fault-drop", DropFaultRate: "fault-rate", DropFaultHang: "fault-hang", DropFaultFull: "fault-full",
+	DropFaultCorrupt: "fault-corrupt",
 }
 
 // String is the reason as counters and documents name it.

@@ -12,10 +12,16 @@ var (
 	ErrNotAccepted        = errors.New("not accepted: the device is gone or refused")         // NDIS_STATUS_NOT_ACCEPTED
 	ErrNotSupported       = errors.New("not supported")                                       // NDIS_STATUS_NOT_SUPPORTED
 	ErrInvalidOID         = errors.New("unknown OID")                                         // NDIS_STATUS_INVALID_OID
+	ErrBufferTooShort     = errors.New("buffer too short")                                    // NDIS_STATUS_BUFFER_TOO_SHORT
 	ErrInvalidLength      = errors.New("invalid length")                                      // NDIS_STATUS_INVALID_LENGTH
 	ErrInvalidData        = errors.New("invalid data")                                        // NDIS_STATUS_INVALID_DATA
 	ErrPaused             = errors.New("adapter is paused")                                   // NDIS_STATUS_PAUSED
 	ErrResetInProgress    = errors.New("reset in progress")                                   // NDIS_STATUS_RESET_IN_PROGRESS
+	ErrSoftErrors         = errors.New("reset worked, with errors")                           // NDIS_STATUS_SOFT_ERRORS
+	ErrHardErrors         = errors.New("reset did not work")                                  // NDIS_STATUS_HARD_ERRORS
+	ErrLowPower           = errors.New("adapter is suspended")                                // NDIS_STATUS_LOW_POWER_STATE
+	ErrRequestAborted     = errors.New("request was given up")                                // NDIS_STATUS_REQUEST_ABORTED
+	ErrMulticastFull      = errors.New("multicast list does not fit")                         // NDIS_STATUS_MULTICAST_FULL
 	ErrAdapterNotFound    = errors.New("no such adapter")                                     // NDIS_STATUS_ADAPTER_NOT_FOUND
 	ErrInvalidState       = errors.New("not allowed in this state")                           // ours
 	ErrInvalidHandle      = errors.New("handle is no longer valid")                           // ours

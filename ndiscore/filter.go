@@ -43,6 +43,13 @@ type ReceiveFilter interface{ FilterReceive(b *Batch) }
 // not, with FilterHandle.IndicateStatus.
 type StatusFilter interface{ FilterStatus(s Status) }
 
+// EventFilter hears the events that protocols hear about the adapter
+// (FilterNetPnPEvent), before they do, the lowest module first. The core passes
+// them on. An error to EventQueryRemoveDevice is a veto.
+type EventFilter interface {
+	FilterEvent(ctx context.Context, ev NetEvent) error
+}
+
 // FilterHandle is the core as one filter module sees it, good from Attach until
 // Detach returns.
 type FilterHandle interface {

@@ -255,6 +255,9 @@ type Batch struct {
 	Worker   *Worker // whose goroutine carries the batch
 	Frames   []*Frame
 	Borrowed bool
+	// CancelID, if not zero, is what the sender of a kept batch may call it back
+	// by (Binding.CancelSend).
+	CancelID uint64
 
 	// Status is filled by the adapter that Send hands the batch to: entry i
 	// tells what became of Frames[i]. Zero means transmitted.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,9 +18,13 @@ var update = flag.Bool("update", false, "write the golden traces anew; read the 
 // behind "----", the calls that follow, one a line. The interpreter completes
 // every call at once unless told to hold or fail it.
 //
-//	protocol P1 M          adapter M F1 F2! nodevice    (F2! is mandatory)
+//	protocol P1 M          adapter M F1 F2! nodevice    (F2! is mandatory; also virtual, reset, aware, nopause)
 //	bundle wan team up0 up1 [hold=1s] [failback=never] [proof] …
 //	start M                stop|remove|pause|surprise|remove-miniport|shutdown M [why]
+//	suspend|resume|query|cancel|reset|miniport-reset|inhibit|allow|require-pause|allow-start M [why]
+//	insert M F3[!] 0       remove-filter M F3           move-filter M F3 0
+//	hung M                 oid M 7|0                    sends M 2 10    (what polls see from now on)
+//	targets P1 M N         deregister P1                unbind P1 M     reenumerate P1
 //	fail M.Init [reason]   the next such call returns an error
 //	hold M.Pause           such calls do not return until: release M.Pause
 //	link up0 up|down       advance 1s        observe up0 answered|lost|sent
@@ -57,12 +62,15 @@ type interpreter struct {
 	events  bool
 	replies int
 	links   map[string]LinkState
+	attrs   map[string]Attributes
+	polls   map[string]pollResult
 }
 
 func replay(t *testing.T, script string) string {
 	in := &interpreter{
 		m: &machine{decider: firstUsable{}}, now: time.Unix(1000, 0),
 		fails: map[string]string{}, holds: map[string]bool{}, links: map[string]LinkState{},
+		attrs: map[string]Attributes{}, polls: map[string]pollResult{},
 	}
 	var out strings.Builder
 	inTrace, afterTrace := false, false
@@ -127,6 +135,12 @@ func (in *interpreter) command(f []string) error {
 				a.hasDevice, a.hasPnP = false, false
 			case w == "virtual":
 				a.hasDevice, a.hasPnP, a.virtual = false, false, true
+			case w == "reset":
+				a.hasReset = true
+			case w == "aware", w == "nopause":
+				at := in.attrs[f[1]]
+				at.PowerAware, at.NoPauseOnSuspend = true, w == "nopause"
+				in.attrs[f[1]] = at
 			default:
 				a.filters = append(a.filters, &mFilter{name: strings.TrimSuffix(w, "!"), mandatory: strings.HasSuffix(w, "!")})
 			}
@@ -171,6 +185,72 @@ func (in *interpreter) command(f []string) error {
 		op(evRemove)
 	case "shutdown":
 		op(evShutdown)
+	case "suspend":
+		op(evSuspend)
+	case "resume":
+		op(evResume)
+	case "query":
+		op(evQuery)
+	case "cancel":
+		op(evCancelQuery)
+	case "reset":
+		op(evReset)
+	case "miniport-reset":
+		in.step(event{kind: evMiniportReset, adapter: f[1], why: why})
+	case "inhibit":
+		op(evInhibit)
+	case "allow":
+		in.step(event{kind: evAllow, adapter: f[1]})
+	case "require-pause":
+		op(evHold)
+	case "allow-start":
+		in.step(event{kind: evRelease, adapter: f[1]})
+	case "insert":
+		a, at := in.m.adapter(f[1]), 0
+		fmt.Sscan(f[3], &at)
+		name := strings.TrimSuffix(f[2], "!")
+		a.filters = slices.Insert(slices.Clone(a.filters), at, &mFilter{name: name, mandatory: name != f[2]})
+		in.replies++
+		in.step(event{kind: evFilterAdded, adapter: f[1], filter: name, why: why, reply: in.replies})
+	case "remove-filter":
+		in.replies++
+		in.step(event{kind: evFilterLeaves, adapter: f[1], filter: f[2], reply: in.replies})
+	case "move-filter":
+		a, at := in.m.adapter(f[1]), 0
+		fmt.Sscan(f[3], &at)
+		var names []string
+		for _, x := range a.filters {
+			if x.name != f[2] {
+				names = append(names, x.name)
+			}
+		}
+		in.replies++
+		in.step(event{kind: evFilterMoved, adapter: f[1], names: slices.Insert(names, at, f[2]), reply: in.replies})
+	case "hung":
+		r := in.polls[f[1]]
+		r.hung = true
+		in.polls[f[1]] = r
+	case "oid":
+		r := in.polls[f[1]]
+		fmt.Sscan(f[2], &r.oid)
+		in.polls[f[1]] = r
+	case "sends":
+		r := in.polls[f[1]]
+		fmt.Sscan(f[2]+" "+f[3], &r.sends, &r.done)
+		in.polls[f[1]] = r
+	case "targets":
+		in.m.protocol(f[1]).targets = f[2:]
+		in.replies++
+		in.step(event{kind: evLeave, protocol: f[1], reply: in.replies})
+	case "deregister":
+		in.m.protocol(f[1]).leaving = true
+		in.replies++
+		in.step(event{kind: evLeave, protocol: f[1], reply: in.replies})
+	case "unbind":
+		in.step(event{kind: evUnbind, protocol: f[1], adapter: f[2]})
+	case "reenumerate":
+		in.replies++
+		in.step(event{kind: evReenumerate, protocol: f[1], reply: in.replies})
 	case "remove-miniport":
 		in.step(event{kind: evRemoveMiniport, adapter: f[1], why: why})
 	case "surprise":
@@ -211,7 +291,7 @@ func (in *interpreter) command(f []string) error {
 		for i, a := range in.held {
 			if a.String() == name {
 				in.held = append(in.held[:i], in.held[i+1:]...)
-				in.step(event{kind: evDone, adapter: a.adapter, action: &a, link: in.links[a.adapter]})
+				in.step(event{kind: evDone, adapter: a.adapter, action: &a, link: in.links[a.adapter], attrs: in.attrs[a.adapter], poll: in.polls[a.adapter]})
 				return nil
 			}
 		}
@@ -263,14 +343,14 @@ func (in *interpreter) step(ev event) {
 				continue
 			}
 			in.trace = append(in.trace, name)
-			if a.kind > actPnP {
+			if a.kind >= actClose {
 				continue
 			}
 			if in.holds[name] {
 				in.held = append(in.held, a)
 				continue
 			}
-			done := event{kind: evDone, adapter: a.adapter, action: &a, link: in.links[a.adapter]}
+			done := event{kind: evDone, adapter: a.adapter, action: &a, link: in.links[a.adapter], attrs: in.attrs[a.adapter], poll: in.polls[a.adapter]}
 			if e, ok := in.fails[name]; ok {
 				delete(in.fails, name)
 				done.err = errors.New(e)

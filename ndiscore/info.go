@@ -13,6 +13,9 @@ type AdapterInfo struct {
 	LastHalt HaltAction    `json:"last_halt,omitempty"` // "none" if never halted
 	Waiting  bool          `json:"waiting,omitempty"`   // for its device to come back
 	Stuck    bool          `json:"quarantined,omitempty"`
+	Asleep   bool          `json:"suspended,omitempty"`
+	Health   Health        `json:"health"`
+	Resets   uint64        `json:"resets,omitempty"` // since it was added
 	Device   string        `json:"device,omitempty"`
 	MAC      MAC           `json:"mac"`
 	MTU      int           `json:"mtu"`
@@ -25,8 +28,9 @@ type AdapterInfo struct {
 
 // FilterInfo is one filter module of an adapter.
 type FilterInfo struct {
-	Name  string      `json:"name"`
-	State FilterState `json:"state"`
+	Name      string      `json:"name"`
+	State     FilterState `json:"state"`
+	Mandatory bool        `json:"mandatory,omitempty"`
 }
 
 // BindingInfo is what `binding list` tells.
@@ -55,27 +59,15 @@ func (c *Core) adapterInfo(a *mAdapter) AdapterInfo {
 	attrs := s.attributes()
 	info := AdapterInfo{
 		Name: a.name, Driver: a.driver, Virtual: a.virtual, State: a.state, Cause: a.cause, LastHalt: a.lastHalt,
-		Waiting: a.await && a.state == StateHalted, Stuck: a.stuck,
+		Waiting: a.await && a.state == StateHalted, Stuck: a.stuck, Asleep: a.asleep, Health: a.health, Resets: s.resets.Load(),
 		Device: attrs.Device, MAC: attrs.MAC, MTU: attrs.MTU, Link: a.link, Counters: s.counters(),
 	}
-	if k, ok := s.adapter.(interface{ Kind() string }); ok && a.virtual {
-		info.Driver = k.Kind()
-	}
-	switch {
-	case a.state == StateHalted || a.surprise:
-		info.Oper = OperNotPresent
-	case a.state != StateRunning:
-		info.Oper = OperDormant
-	case a.link.Connected():
-		info.Oper = OperUp
-	default:
-		info.Oper = OperDown
-	}
+	info.Driver, info.Oper = s.kind(), a.oper.status
 	if b := c.m.bundleOf(a); b != nil {
 		info.Bundle = b.name
 	}
 	for _, f := range a.filters {
-		info.Filters = append(info.Filters, FilterInfo{f.name, f.state})
+		info.Filters = append(info.Filters, FilterInfo{f.name, f.state, f.mandatory})
 	}
 	for _, b := range a.bindings {
 		info.Bindings = append(info.Bindings, BindingInfo{b.protocol.name, a.name, b.target, b.state})

@@ -13,22 +13,42 @@ type ledger struct {
 	mu      sync.Mutex // guards all below; a leaf
 	term    uint64     // grows when what is out is given up for lost
 	batches int
+	down    int    // of them, sends that the adapter keeps
+	done    uint64 // sends that it has completed
 	calls   int
 	quieter chan struct{} // capacity 1: batches or calls became fewer
 }
 
 // loan says where a kept batch is written down, and in which term.
 type loan struct {
-	in   *ledger
-	term uint64
+	in    *ledger
+	term  uint64
+	below bool // a send, which the adapter keeps
 }
 
-// lend writes down that a batch is out.
-func (l *ledger) lend(b *loan) {
+// lend writes down that a batch is out, above or below.
+func (l *ledger) lend(b *loan, below bool) {
 	l.mu.Lock()
 	l.batches++
-	b.in, b.term = l, l.term
+	if below {
+		l.down++
+	}
+	b.in, b.term, b.below = l, l.term, below
 	l.mu.Unlock()
+}
+
+// sends is how many batches the adapter keeps, and progress how many it has
+// completed so far: when those are some, and that stands still, it is stuck.
+func (l *ledger) sends() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.down
+}
+
+func (l *ledger) progress() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.done
 }
 
 // claim ends the loan of a batch and begins the call that hands it to its
@@ -42,6 +62,10 @@ func (l *ledger) claim(b *loan) bool {
 	}
 	b.in = nil
 	l.batches--
+	if b.below {
+		l.down--
+		l.done++
+	}
 	l.calls++
 	return true
 }
@@ -89,7 +113,7 @@ func (l *ledger) writeOff() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := l.batches
-	l.batches = 0
+	l.batches, l.down = 0, 0
 	l.term++
 	return n
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -25,10 +26,12 @@ const (
 	goalUp                // Running, with everybody bound
 	goalPause             // Paused, with everybody bound
 	goalDown              // Halted, for reason adapter.halt
+	goalSleep             // suspended, with everybody bound
 )
 
 type machine struct {
 	decider   Decider
+	leavers   []leaver    // protocols that wait to be bound nowhere
 	adapters  []*mAdapter // in the order in which they were added
 	protocols []*mProtocol
 	bundles   []*mBundle
@@ -40,7 +43,16 @@ type machine struct {
 type mProtocol struct {
 	name     string
 	targets  []string
-	complete bool // BindsComplete was sent
+	complete bool            // BindsComplete was sent
+	leaving  bool            // it wants nothing any more
+	shuns    map[string]bool // adapters that it asked to be unbound from
+}
+
+// leaver is an operation that ends when a protocol has no binding that it does
+// not want.
+type leaver struct {
+	protocol *mProtocol
+	reply    int
 }
 
 type mFilter struct {
@@ -48,6 +60,8 @@ type mFilter struct {
 	mandatory bool
 	state     FilterState
 	failed    bool
+	leaving   bool // it is to be taken out
+	hears     bool // implements EventFilter
 }
 
 type mBinding struct {
@@ -82,6 +96,22 @@ type mAdapter struct {
 	busy        bool // a call is under way
 	halting     bool // … and it is Halt
 	lastHalt    HaltAction
+	hasReset    bool       // implements Resetter
+	attrs       Attributes // as last stated
+	asleep      bool       // suspended
+	told        NetEvent   // of the power events, the newest told; 0 when awake
+	forgot      bool       // the device was halted with bindings in place: settings are to be restored
+	queried     bool       // a removal was announced: nobody new is bound
+	inhibited   bool       // nobody is to be bound
+	held        bool       // it is to stay paused until AllowStart
+	restacked   bool       // the chain is another one, and those above have not been told
+	order       []string   // the order that the chain is to have; nil: as it is
+	tasks       []task     // what is to be done when nothing else is
+	settling    []waiter   // operations that are answered when nothing is left to do
+	resets      resetHistory
+	polls       pollHistory
+	health      Health
+	oper        operState
 	initialized bool          // since the last start: the device was once up
 	returned    bool          // the start under way is for a device that came back; no operator waits for it
 	retry       time.Duration // what the next failure of such a start adds
@@ -100,9 +130,10 @@ type mAdapter struct {
 // waiter is an operation that is answered when its adapter reaches goal: with
 // err, if that is set, however well that goes.
 type waiter struct {
-	reply int
-	goal  goal
-	err   error
+	reply  int
+	goal   goal
+	err    error
+	filter string // settling: the module it is about
 }
 
 func (m *machine) adapter(name string) *mAdapter {
@@ -129,13 +160,17 @@ func (m *machine) step(now time.Time, ev event) []action {
 	a := m.adapter(ev.adapter)
 	switch ev.kind {
 	case evTick, evBindingsChanged:
+	case evReenumerate:
+		m.reenumerate(ev)
+	case evLeave:
+		m.leave(ev)
 	case evMoved:
 		m.moved(ev)
 	case evPromote:
 		m.promote(ev)
 	default:
 		if a == nil {
-			if ev.kind != evDone || ev.action.kind != actBindsComplete {
+			if ev.kind != evDone || ev.action.protocol == "" {
 				m.reply(ev.reply, fmt.Errorf("adapter %s: %w", ev.adapter, ErrAdapterNotFound))
 			}
 			break
@@ -154,6 +189,10 @@ func (m *machine) step(now time.Time, ev event) []action {
 		}
 	}
 	m.bindsComplete()
+	m.left()
+	for _, a := range m.adapters {
+		m.derive(a)
+	}
 	return m.out
 }
 
@@ -183,7 +222,7 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		m.reply(ev.reply, fmt.Errorf("adapter %s: %w: shut down", a.name, ErrInvalidState))
 		return
 	}
-	if a.stuck && (ev.kind == evPause || ev.kind == evStop || ev.kind == evRemove) {
+	if a.stuck && ev.reply != 0 && ev.kind != evStart && ev.kind != evShutdown {
 		m.reply(ev.reply, fmt.Errorf("adapter %s: %s: %w", a.name, ev.why, ErrQuarantined))
 		return
 	}
@@ -192,13 +231,13 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		m.start(a, ev)
 	case evPause:
 		if a.goal != goalUp || a.state == StateHalted {
-			m.reply(ev.reply, fmt.Errorf("adapter %s: pause: %w: %s", a.name, ErrInvalidState, a.state))
+			m.reply(ev.reply, fmt.Errorf("adapter %s: pause: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 			return
 		}
 		m.redirect(a, goalPause, ev)
 	case evStop:
-		if a.goal == goalDown || a.state == StateHalted && !a.busy {
-			m.reply(ev.reply, fmt.Errorf("adapter %s: stop: %w: %s", a.name, ErrInvalidState, a.state))
+		if a.goal == goalDown || a.state == StateHalted && !a.busy && !a.asleep {
+			m.reply(ev.reply, fmt.Errorf("adapter %s: stop: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 			return
 		}
 		m.down(a, HaltDeviceStopped, ev)
@@ -229,6 +268,32 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		m.reply(ev.reply, nil)
 	case evDone:
 		m.done(a, ev)
+	case evSuspend:
+		m.suspend(a, ev)
+	case evResume:
+		m.resume(a, ev)
+	case evQuery, evCancelQuery:
+		m.query(a, ev)
+	case evReset, evMiniportReset:
+		m.reset(a, ev)
+	case evInhibit, evHold:
+		m.restrain(a, ev)
+	case evAllow:
+		a.inhibited = false
+	case evRelease:
+		a.held = false
+	case evFilterAdded:
+		m.filterAdded(a, ev)
+	case evFilterLeaves:
+		m.filterLeaves(a, ev)
+	case evFilterMoved:
+		m.filterMoved(a, ev)
+	case evUnbind:
+		if p := m.protocol(ev.protocol); p != nil {
+			p.shun(a.name)
+		}
+	case evAttributes:
+		a.attrs = ev.attrs
 	case evLink:
 		if a.link.Media == ev.link.Media { // another speed, or another sign of the same
 			a.link.Speed = ev.link.Speed
@@ -248,9 +313,9 @@ func (m *machine) start(a *mAdapter, ev event) {
 	switch {
 	case a.stuck:
 		m.reply(ev.reply, fmt.Errorf("adapter %s: start: %w", a.name, ErrQuarantined))
-	case a.goal == goalUp || a.goal == goalDown:
+	case a.goal == goalUp || a.goal == goalDown || a.goal == goalSleep || a.asleep:
 		if ev.kind == evStart {
-			m.reply(ev.reply, fmt.Errorf("adapter %s: start: %w: it is %s", a.name, ErrInvalidState, a.state))
+			m.reply(ev.reply, fmt.Errorf("adapter %s: start: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 		}
 	case ev.kind == evArrived && !a.await:
 		// The operator was quicker.
@@ -297,6 +362,8 @@ func (m *machine) down(a *mAdapter, why HaltAction, ev event) {
 	}
 	m.redirect(a, goalDown, ev)
 	a.halt, a.remove, a.forget, a.await = why, false, false, false
+	a.queried = false
+	m.drop(a, ev.why)
 }
 
 func (m *machine) surprise(a *mAdapter, ev event) {
@@ -312,7 +379,7 @@ func (m *machine) surprise(a *mAdapter, ev event) {
 		a.remove, a.await = true, a.hasDevice
 		return
 	}
-	if a.goal == goalDown || a.state == StateHalted && !a.busy {
+	if a.goal == goalDown || a.state == StateHalted && !a.busy && !a.asleep {
 		return // already leaving, for a cause of its own; or nothing is up
 	}
 	m.down(a, HaltSurpriseRemoved, ev)
@@ -347,7 +414,14 @@ func (m *machine) advance(a *mAdapter) bool {
 		m.emit(act)
 		return true
 	}
-	return m.arrived(a)
+	if m.arrived(a) {
+		return true
+	}
+	for _, w := range a.settling {
+		m.reply(w.reply, w.err)
+	}
+	a.settling = nil
+	return false
 }
 
 // arrived closes a goal that has been reached.
@@ -359,11 +433,12 @@ func (m *machine) arrived(a *mAdapter) bool {
 			m.answer(a, nil)
 		}
 		return false
-	case goalPause:
+	case goalPause, goalSleep:
 		m.answer(a, nil)
 		a.goal = goalRest
 		return true
 	case goalDown:
+		a.asleep, a.told, a.forgot = false, 0, false
 		m.answer(a, nil)
 		a.goal = goalRest
 		if a.forget {
@@ -391,13 +466,39 @@ func (m *machine) next(a *mAdapter) (action, bool) {
 			return action{kind: actPnP}, true
 		}
 	}
+	var act action
+	var ok bool
 	switch a.goal {
 	case goalUp:
-		return m.nextUp(a)
+		act, ok = m.nextUp(a)
 	case goalPause:
-		return m.nextPause(a)
+		act, ok = m.nextPause(a)
 	case goalDown:
-		return m.nextDown(a)
+		act, ok = m.nextDown(a)
+	case goalSleep:
+		act, ok = m.nextSleep(a)
+	case goalRest:
+		act, ok = m.nextRest(a)
+	}
+	if ok {
+		return act, true
+	}
+	return m.nextTask(a)
+}
+
+// nextRest keeps up what is decided about an adapter while it rests: filters
+// come and go, protocols leave.
+func (m *machine) nextRest(a *mAdapter) (action, bool) {
+	if a.state != StatePaused && !a.asleep {
+		return m.nextChainHalted(a)
+	}
+	if !a.asleep {
+		if act, ok := m.nextChain(a); ok {
+			return act, true
+		}
+	}
+	if b := m.unwanted(a); b != nil {
+		return b.leave(), true
 	}
 	return action{}, false
 }
@@ -411,34 +512,44 @@ func (m *machine) nextUp(a *mAdapter) (action, bool) {
 	if a.state == StateHalted {
 		return action{kind: actInitialize}, true
 	}
-	for i, f := range a.filters {
-		if f.state == FilterDetached && !f.failed {
-			return action{kind: actAttach, filter: i}, true
-		}
+	if a.asleep {
+		return action{kind: actSetPower, power: PowerD0}, true
+	}
+	if a.forgot {
+		return action{kind: actRestore}, true
+	}
+	if act, ok := m.nextChain(a); ok {
+		return act, true
 	}
 	for _, w := range m.wanted(a) {
-		if b := a.binding(w.protocol, w.target); b == nil || b.state == BindingUnbound && !b.failed {
+		if b := a.binding(w.protocol, w.target); b == nil && !a.queried || b != nil && b.state == BindingUnbound && !b.failed {
 			return action{kind: actBind, protocol: w.protocol.name, target: w.target}, true
 		}
 	}
 	if b := m.unwanted(a); b != nil {
 		return b.leave(), true
 	}
+	if a.held {
+		return m.nextPause(a)
+	}
 	if a.state == StatePaused {
 		return action{kind: actRestart}, true
 	}
-	for i, f := range a.filters {
+	for _, f := range a.filters {
 		if f.state == FilterPaused && f.failed { // F-7: one that will not run is taken out
-			return action{kind: actDetach, filter: i}, true
+			return action{kind: actDetach, filter: f.name}, true
 		}
 		if f.state == FilterPaused {
-			return action{kind: actRestartFilter, filter: i}, true
+			return action{kind: actRestartFilter, filter: f.name}, true
 		}
 	}
 	for _, b := range a.bindings {
 		if b.state == BindingPaused {
 			return action{kind: actRestartBinding, protocol: b.protocol.name, target: b.target}, true
 		}
+	}
+	if a.told != 0 { // last: traffic may resume
+		return action{kind: actNotify, notice: EventSetPowerD0}, true
 	}
 	return action{}, false
 }
@@ -453,7 +564,7 @@ func (m *machine) nextPause(a *mAdapter) (action, bool) {
 	}
 	for i := len(a.filters) - 1; i >= 0; i-- {
 		if a.filters[i].state == FilterRunning {
-			return action{kind: actPauseFilter, filter: i}, true
+			return action{kind: actPauseFilter, filter: a.filters[i].name}, true
 		}
 	}
 	if a.state == StateRunning {
@@ -475,7 +586,7 @@ func (m *machine) nextDown(a *mAdapter) (action, bool) {
 	}
 	for i := len(a.filters) - 1; i >= 0; i-- {
 		if a.filters[i].state == FilterPaused {
-			return action{kind: actDetach, filter: i}, true
+			return action{kind: actDetach, filter: a.filters[i].name}, true
 		}
 	}
 	if a.state == StatePaused {
@@ -497,6 +608,9 @@ type want struct {
 // ndis5 bundle shows protocols its primary under the bundle's name, and hides
 // its secondaries whatever they are called by (B-5).
 func (m *machine) wanted(a *mAdapter) []want {
+	if a.inhibited {
+		return nil
+	}
 	name := a.name
 	if b := m.bundleOf(a); b != nil && b.mode == BundleNDIS5 {
 		if b.primary != a.name {
@@ -506,6 +620,9 @@ func (m *machine) wanted(a *mAdapter) []want {
 	}
 	var ws []want
 	for _, p := range m.protocols {
+		if p.leaving || p.shuns[a.name] {
+			continue
+		}
 		for _, t := range p.targets {
 			if t == name || t == a.name {
 				ws = append(ws, want{p, t})
@@ -515,13 +632,19 @@ func (m *machine) wanted(a *mAdapter) []want {
 	return ws
 }
 
-// unwanted finds a binding whose protocol has left.
+// unwanted finds a binding that nobody asks for any more: its protocol has left,
+// or gave up the target. One that failed is forgotten on the way.
 func (m *machine) unwanted(a *mAdapter) *mBinding {
+	ws := m.wanted(a)
 	for i := len(a.bindings) - 1; i >= 0; i-- {
 		b := a.bindings[i]
-		if b.state != BindingUnbound && m.protocol(b.protocol.name) == nil {
+		if slices.Contains(ws, want{b.protocol, b.target}) {
+			continue
+		}
+		if b.state != BindingUnbound {
 			return b
 		}
+		a.bindings = slices.Delete(a.bindings, i, i+1)
 	}
 	return nil
 }
@@ -563,11 +686,11 @@ func (m *machine) began(a *mAdapter, act action) {
 	case actPause:
 		m.setState(a, StatePausing, a.cause)
 	case actAttach:
-		a.filters[act.filter].state = FilterAttaching
+		a.module(act.filter).state = FilterAttaching
 	case actRestartFilter:
-		a.filters[act.filter].state = FilterRestarting
+		a.module(act.filter).state = FilterRestarting
 	case actPauseFilter:
-		a.filters[act.filter].state = FilterPausing
+		a.module(act.filter).state = FilterPausing
 	case actBind:
 		p := m.protocol(act.protocol)
 		b := a.binding(p, act.target)
@@ -597,6 +720,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 		m.emit(action{kind: actClose, adapter: a.name, halt: HaltDeviceFailed})
 		m.event(Event{What: "adapter.quarantined", Adapter: a.name, Why: err.Error()})
 		m.answer(a, err)
+		m.drop(a, err.Error())
 		return
 	}
 	switch act.kind {
@@ -613,10 +737,12 @@ func (m *machine) done(a *mAdapter, ev event) {
 			return
 		}
 		m.setState(a, StatePaused, "initialized")
-		a.link = ev.link
+		a.link, a.attrs = ev.link, ev.attrs
+		a.forgot, a.asleep = a.asleep && len(a.bindings) > 0, false
+		a.resets, a.polls = resetHistory{}, pollHistory{}
 		a.initialized = true
 	case actAttach:
-		f := a.filters[act.filter]
+		f := a.module(act.filter)
 		f.state = FilterPaused
 		if err != nil {
 			f.state, f.failed = FilterDetached, true
@@ -634,16 +760,16 @@ func (m *machine) done(a *mAdapter, ev event) {
 		}
 		m.setState(a, StateRunning, a.cause)
 	case actRestartFilter:
-		f := a.filters[act.filter]
+		f := a.module(act.filter)
 		f.state = FilterRunning
 		if err != nil {
 			f.state, f.failed = FilterPaused, true
 			m.filterFailed(a, f, err)
 		}
 	case actPauseFilter:
-		a.filters[act.filter].state = FilterPaused
+		a.module(act.filter).state = FilterPaused
 	case actDetach:
-		a.filters[act.filter].state = FilterDetached
+		a.module(act.filter).state = FilterDetached
 	case actPause:
 		m.setState(a, StatePaused, a.cause)
 	case actBind:
@@ -673,8 +799,24 @@ func (m *machine) done(a *mAdapter, ev event) {
 		a.lastHalt = act.halt
 		m.event(Event{What: "adapter.halt", Adapter: a.name, To: act.halt.String(), Why: a.cause})
 		m.setState(a, StateHalted, act.halt.String())
+		if act.halt == HaltPoweredDown {
+			m.fellAsleep(a)
+		}
 	case actRemoveDevice:
 		a.device = false
+	case actNotify:
+		m.notified(a, act, err)
+	case actSetPower:
+		m.powered(a, act, err)
+	case actRestore:
+		a.forgot = false
+		if err != nil {
+			m.event(Event{What: "adapter.restore-failed", Adapter: a.name, Why: err.Error()})
+		}
+	case actReset:
+		m.resetDone(a, act, err)
+	case actPoll:
+		m.polled(a, ev.poll)
 	}
 }
 
@@ -703,6 +845,7 @@ func (m *machine) failStart(a *mAdapter, err error) {
 	}
 	m.failed(a, err)
 	a.goal, a.halt, a.remove, a.forget = goalDown, HaltNone, true, false
+	m.drop(a, err.Error())
 	// A device that vanished again between its arrival and our start may come
 	// back once more; at the first start the operator is there to see.
 	absent := errors.Is(err, ErrDeviceAbsent)
@@ -721,6 +864,11 @@ func (m *machine) failStart(a *mAdapter, err error) {
 
 func (m *machine) filterFailed(a *mAdapter, f *mFilter, err error) {
 	m.event(Event{What: "filter.failed", Adapter: a.name, To: f.name, Why: err.Error()})
+	for i := range a.settling {
+		if w := &a.settling[i]; w.filter == f.name {
+			w.err, f.leaving = err, true // what was asked for now is not kept for later
+		}
+	}
 	if !f.mandatory || a.goal != goalUp {
 		return
 	}

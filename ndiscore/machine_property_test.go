@@ -58,7 +58,7 @@ type model struct {
 	awaiting          bool
 	inits, halts      int
 	bindings          map[string]BindingState
-	filters           []FilterState
+	filters           map[string]FilterState
 	link              LinkState
 }
 
@@ -112,7 +112,7 @@ func (p *play) addAdapter(n string) {
 	mo := &model{hasDevice: a.hasDevice, hasPnP: a.hasPnP, bindings: map[string]BindingState{}, link: LinkState{Media: MediaConnected}}
 	if n == "a0" {
 		a.filters = []*mFilter{{name: "f"}, {name: "g", mandatory: true}}
-		mo.filters = make([]FilterState, 2)
+		mo.filters = map[string]FilterState{"f": FilterDetached, "g": FilterDetached}
 	}
 	p.adapters[n] = mo
 	p.m.adapters = append(p.m.adapters, a)
@@ -144,6 +144,8 @@ func (p *play) step(ev event) {
 func (p *play) check(a action) {
 	mo := p.adapters[a.adapter]
 	switch a.kind {
+	case actOper:
+		return
 	case actReply:
 		p.answered[a.reply]++
 		if p.answered[a.reply] > 1 {
@@ -199,7 +201,12 @@ func (p *play) check(a action) {
 		return true
 	}
 	filters := func(worst FilterState) bool {
-		return !slices.ContainsFunc(mo.filters, func(s FilterState) bool { return s > worst })
+		for _, s := range mo.filters {
+			if s > worst {
+				return false
+			}
+		}
+		return true
 	}
 	switch a.kind {
 	case actStartDevice:

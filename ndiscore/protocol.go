@@ -37,22 +37,31 @@ type Protocol interface {
 // NetEvent is a notice to a protocol (NET_PNP_EVENT).
 type NetEvent uint8
 
-// The events raised so far.
+// The events. A protocol returns nil for one that it does not know; only
+// EventQueryRemoveDevice may be refused.
 const (
-	EventPause         NetEvent = iota + 1 // stop sending, return what is held
-	EventRestart                           // data may flow
-	EventBindsComplete                     // no binding: every adapter present was offered
+	EventPause              NetEvent = iota + 1 // stop sending, return what is held
+	EventRestart                                // data may flow; attributes may be others
+	EventBindsComplete                          // no binding: every adapter present was offered
+	EventBindList                               // no binding: the list of targets is another one
+	EventReconfigure                            // the stack below the binding was changed: a filter came or went
+	EventQueryRemoveDevice                      // may the adapter be removed or stopped? An error is a veto
+	EventCancelRemoveDevice                     // … it stays after all; also told to who refused
+	EventQueryPower                             // it is about to be suspended
+	EventSetPowerD3                             // it is being suspended: start no I/O, wait for none
+	EventSetPowerD0                             // it is awake: data may flow
 )
+
+var netEventNames = [...]string{
+	EventPause: "Pause", EventRestart: "Restart", EventBindsComplete: "BindsComplete", EventBindList: "BindList",
+	EventReconfigure: "Reconfigure", EventQueryRemoveDevice: "QueryRemoveDevice", EventCancelRemoveDevice: "CancelRemoveDevice",
+	EventQueryPower: "QueryPower", EventSetPowerD3: "SetPower(D3)", EventSetPowerD0: "SetPower(D0)",
+}
 
 // String is the event as traces name it.
 func (e NetEvent) String() string {
-	switch e {
-	case EventPause:
-		return "Pause"
-	case EventRestart:
-		return "Restart"
-	case EventBindsComplete:
-		return "BindsComplete"
+	if e > 0 && int(e) < len(netEventNames) {
+		return netEventNames[e]
 	}
 	return "invalid"
 }
@@ -74,11 +83,12 @@ type Binding struct {
 	protocol *protocol
 	target   string
 
-	open    atomic.Bool   // receives may be delivered: from Bind's success to Unbind
-	running atomic.Bool   // sends may be passed down: from EventRestart to EventPause
-	stale   atomic.Bool   // Unbind has returned, or Bind has failed
-	filter  atomic.Uint32 // PacketFilter
-	context any           // the protocol's own; set during Bind only
+	open    atomic.Bool           // receives may be delivered: from Bind's success to Unbind
+	running atomic.Bool           // sends may be passed down: from EventRestart to EventPause
+	stale   atomic.Bool           // Unbind has returned, or Bind has failed
+	filter  atomic.Uint32         // PacketFilter
+	groups  atomic.Pointer[[]MAC] // multicast list; never changed in place
+	context any                   // the protocol's own; set during Bind only
 }
 
 // Adapter is the name of the adapter bound to.
@@ -107,17 +117,6 @@ func (b *Binding) Usable() bool {
 	return p.txClosed == DropNone
 }
 
-// SetPacketFilter says which frames this binding wants
-// (OID_GEN_CURRENT_PACKET_FILTER); until then, none. The adapter gets the union
-// over its bindings. Not for the packet path; legal during Bind.
-func (b *Binding) SetPacketFilter(ctx context.Context, f PacketFilter) error {
-	if b.stale.Load() {
-		return b.invalid("set packet filter")
-	}
-	b.filter.Store(uint32(f))
-	return b.slot.updateFilter(ctx)
-}
-
 // Send passes batch down to the adapter (NdisSendNetBufferLists). batch.Worker
 // must be the worker on whose goroutine the caller runs. A borrowed batch is
 // the caller's again when Send returns; any other when SendComplete brings it
@@ -137,14 +136,6 @@ func (b *Binding) Send(batch *Batch) {
 // Return gives back a received batch that was not borrowed
 // (NdisReturnNetBufferLists).
 func (b *Binding) Return(batch *Batch) { batch.giveBack() }
-
-// Request asks the adapter below for one property. Not for the packet path.
-func (b *Binding) Request(ctx context.Context, req *OIDRequest) error {
-	if b.stale.Load() {
-		return b.invalid("request")
-	}
-	return b.slot.request(ctx, req)
-}
 
 func (b *Binding) invalid(what string) error {
 	return fmt.Errorf("adapter %s: binding of %s: %s: %w: it is unbound", b.slot.name, b.protocol.name, what, ErrInvalidHandle)

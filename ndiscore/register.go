@@ -23,7 +23,7 @@ func (c *Core) RegisterDriver(d Driver) (*DriverHandle, error) {
 			err = fmt.Errorf("driver %s: register: %w", d.Name, ErrExists)
 			return
 		}
-		c.drivers[d.Name] = h
+		c.drivers[d.Name] = h // its name is taken; adapters it may have when it is ready
 	}); e != nil {
 		return nil, e
 	}
@@ -36,12 +36,12 @@ func (c *Core) RegisterDriver(d Driver) (*DriverHandle, error) {
 			return nil, fmt.Errorf("driver %s: set options: %w", d.Name, err)
 		}
 	}
-	return h, nil
+	return h, c.do(context.Background(), func() { h.ready = true })
 }
 
-// Deregister undoes RegisterDriver, after the last adapter of the driver has
-// been removed, and calls Unload. ErrInvalidState while there are adapters, or
-// when called twice.
+// Deregister undoes RegisterDriver. An entry routine that fails after it
+// registered calls it, and so does Unload. ErrInvalidState while there are
+// adapters, or when called twice.
 func (h *DriverHandle) Deregister() error {
 	var err error
 	if e := h.core.do(context.Background(), func() {
@@ -53,9 +53,6 @@ func (h *DriverHandle) Deregister() error {
 		delete(h.core.drivers, h.driver.Name)
 	}); e != nil {
 		return e
-	}
-	if err == nil && h.driver.Unload != nil {
-		h.driver.Unload()
 	}
 	return err
 }
@@ -94,7 +91,7 @@ func (c *Core) AddAdapter(ctx context.Context, spec AdapterSpec) error {
 	var err error
 	if e := c.do(ctx, func() {
 		h := c.drivers[spec.Driver]
-		if h == nil {
+		if h == nil || !h.ready {
 			err = fmt.Errorf("adapter %s: driver %q: %w", spec.Name, spec.Driver, ErrNotFound)
 			return
 		}
@@ -106,6 +103,15 @@ func (c *Core) AddAdapter(ctx context.Context, spec AdapterSpec) error {
 		if a, err = h.driver.New(spec.Name, spec.Options); err != nil {
 			err = fmt.Errorf("adapter %s: %w", spec.Name, err)
 			return
+		}
+		if _, checks := optional[interface{ CheckForHang() bool }](a); checks {
+			if _, ok := optional[Resetter](a); !ok {
+				err = fmt.Errorf("adapter %s: driver %s: %w: it checks for hangs and cannot reset", spec.Name, spec.Driver, ErrBadCharacteristics)
+				if h.driver.Remove != nil {
+					h.driver.Remove(a)
+				}
+				return
+			}
 		}
 		h.adapters++
 		c.add(&slot{core: c, name: spec.Name, driver: h, adapter: a}, spec.Filters)
@@ -121,7 +127,7 @@ func (c *Core) AddVirtual(ctx context.Context, name string, a Adapter, filters [
 	var err error
 	if e := c.do(ctx, func() {
 		if c.slots[name] != nil {
-			err = fmt.Errorf("adapter %s: %w", name, ErrExists)
+			err = fmt.Errorf("adapter %s: %w: %w", name, ErrNotAccepted, ErrExists)
 			return
 		}
 		c.add(&slot{core: c, name: name, adapter: a, virtual: true}, filters)
@@ -138,12 +144,16 @@ func (c *Core) add(s *slot, filters []FilterSpec) {
 	if s.driver != nil {
 		ma.driver = s.driver.driver.Name
 	}
-	_, ma.hasDevice = s.adapter.(LowerDevice)
-	_, ma.hasPnP = s.adapter.(DevicePnPNotifier)
-	for i, f := range filters {
-		s.filters = append(s.filters, &filterModule{slot: s, name: f.Name, filter: f.Filter, index: i})
-		ma.filters = append(ma.filters, &mFilter{name: f.Name, mandatory: f.Mandatory})
+	_, ma.hasDevice = optional[LowerDevice](s.adapter)
+	_, ma.hasPnP = optional[DevicePnPNotifier](s.adapter)
+	_, ma.hasReset = optional[Resetter](s.adapter)
+	var chain []*filterModule
+	for _, f := range filters {
+		_, hears := f.Filter.(EventFilter)
+		chain = append(chain, &filterModule{slot: s, name: f.Name, filter: f.Filter})
+		ma.filters = append(ma.filters, &mFilter{name: f.Name, mandatory: f.Mandatory, hears: hears})
 	}
+	s.filters.Store(&chain)
 	s.close(DropPaused)
 	c.slots[s.name] = s
 	c.order = append(c.order, s.name)

@@ -230,7 +230,7 @@ func TestFinish(t *testing.T) {
 			}
 			b.Append(f)
 			before = append(before, f.Bytes(nil))
-			b.Status[i] = DropFault // stale
+			b.Status[i] = DropFaultDrop // stale
 		}
 
 		refuseAt := rapid.IntRange(-1, 20).Draw(t, "refuseAt")

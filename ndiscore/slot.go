@@ -1,8 +1,8 @@
 package ndiscore
 
 import (
-	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,20 +16,29 @@ type slot struct {
 	driver  *DriverHandle // nil for a virtual miniport
 	adapter Adapter
 	virtual bool
-	filters []*filterModule // from the miniport up; fixed
+	resets  atomic.Uint64 // how many there were (OIDGenResetCounts)
+
+	filters atomic.Pointer[[]*filterModule] // from the miniport up; replaced whole by the control side
 
 	path   atomic.Pointer[path]                  // what the data path sees; never nil
 	shards [MaxWorkers + 1]atomic.Pointer[shard] // the last one is the spare workers'
 
 	// What the data path tells the control side, as sticky marks.
-	link     atomic.Pointer[LinkState] // as last indicated
-	linkNews atomic.Bool
-	removing atomic.Pointer[mark] // Remove was accepted
-	gone     atomic.Pointer[mark] // SurpriseRemove was called
-	crowded  atomic.Bool          // there was no worker left for it
-	alive    atomic.Int32         // aliveNo … aliveHalting: whether the handle is good
+	link       atomic.Pointer[LinkState] // as last indicated
+	linkNews   atomic.Bool
+	removing   atomic.Pointer[mark] // Remove was accepted
+	gone       atomic.Pointer[mark] // SurpriseRemove was called
+	wantsReset atomic.Pointer[mark] // Reset was called
+	crowded    atomic.Bool          // there was no worker left for it
+	alive      atomic.Int32         // aliveNo … aliveHalting: whether the handle is good
 
 	out ledger // kept receives above, kept sends below, status calls
+
+	linkChanges atomic.Uint64             // how often the link came or went
+	initTime    atomic.Int64              // ns that Initialize last took
+	operation   atomic.Pointer[operState] // as the control side last derived it
+	oid         atomic.Pointer[oidCall]   // the request that the adapter is working on
+	oidSeq      atomic.Uint64             // numbers them
 
 	publish     sync.Mutex // guards replacing path, and all below
 	state       pathState
@@ -58,9 +67,55 @@ const (
 
 // pathState is what the control side has opened.
 type pathState struct {
-	receive bool
-	send    bool
-	closed  DropReason // why not, when not
+	receive   bool
+	send      bool
+	closed    DropReason // why not, when not
+	resetting bool       // nothing is sent meanwhile
+	asleep    bool       // suspended
+}
+
+// operState is the operational state of an adapter.
+type operState struct {
+	status OperStatus
+	reason string
+	admin  OperStatus // up, or down when it is halted or held paused
+	since  time.Time
+}
+
+func (s *slot) oper() operState {
+	if o := s.operation.Load(); o != nil {
+		return *o
+	}
+	return operState{status: OperNotPresent, admin: OperDown}
+}
+
+// kind names the driver.
+func (s *slot) kind() string {
+	if k, ok := s.adapter.(interface{ Kind() string }); ok && s.virtual {
+		return k.Kind()
+	}
+	if s.driver != nil {
+		return s.driver.driver.Name
+	}
+	return ""
+}
+
+// modules are the filter modules, from the miniport up. The list is never
+// changed in place.
+func (s *slot) modules() []*filterModule {
+	if p := s.filters.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (s *slot) module(name string) *filterModule {
+	for _, m := range s.modules() {
+		if m.name == name {
+			return m
+		}
+	}
+	return nil
 }
 
 // path is what the data path knows of an adapter: immutable, replaced whole.
@@ -82,6 +137,12 @@ func (s *slot) republishLocked() {
 	}
 	if s.state.send {
 		p.txClosed = DropNone
+	}
+	if s.state.resetting && p.txClosed == DropNone {
+		p.txClosed = DropReset
+	}
+	if s.state.asleep {
+		p.rxClosed, p.txClosed = DropLowPower, DropLowPower
 	}
 	// A miniport that gave up, or whose device vanished, is closed whatever
 	// the control side was about to open.
@@ -106,8 +167,9 @@ func (s *slot) republishLocked() {
 		from.publish.Unlock()
 	}
 	var up receiveUp = slotTop{s}
-	for i := len(s.filters) - 1; i >= 0; i-- {
-		m := s.filters[i]
+	modules := s.modules()
+	for i := len(modules) - 1; i >= 0; i-- {
+		m := modules[i]
 		if !m.running {
 			continue
 		}
@@ -119,7 +181,7 @@ func (s *slot) republishLocked() {
 		}
 	}
 	var down sendDown = slotBottom{s}
-	for _, m := range s.filters {
+	for _, m := range modules {
 		if !m.running {
 			continue
 		}
@@ -153,7 +215,7 @@ func (s *slot) attributes() Attributes {
 
 // close takes the adapter out of the data path at once. Any goroutine.
 func (s *slot) close(r DropReason) {
-	s.update(func() { s.state = pathState{closed: r} })
+	s.update(func() { s.state = pathState{closed: r, asleep: s.state.asleep} })
 }
 
 // --- Receiving -----------------------------------------------------------
@@ -221,7 +283,7 @@ func (s *slot) receive(w *Worker, b *Batch) {
 // what was said of them before the calls returned; of one that is held without
 // a word nobody will tell us, so it counts as delivered.
 func (s *slot) receiveKept(c *shard, p *path, b *Batch, before *[BatchFrames]DropReason) {
-	s.out.lend(&b.up)
+	s.out.lend(&b.up, false)
 	b.lender = s
 	// One hold for ourselves, so that an early Return does not end it while
 	// the batch is still being handed round.
@@ -280,8 +342,12 @@ func (s *slot) deliver(p *path, b *Batch) {
 
 func (s *slot) deliverSome(p *path, r *Binding, filter PacketFilter, b *Batch) {
 	some := b.Worker.Scratch()
+	var groups []MAC
+	if g := r.groups.Load(); g != nil {
+		groups = *g
+	}
 	for _, f := range b.Frames {
-		if filter.wants(p.mac, f.Dst()) {
+		if filter.wants(p.mac, groups, f.Dst()) {
 			some.Append(f)
 		} else if len(p.receivers) == 1 {
 			f.Drop(DropNotForUs)
@@ -379,7 +445,7 @@ func (s *slot) transmit(w *Worker, p *path, b *Batch) {
 		s.shard(w).tallySend(b, 0)
 		return
 	}
-	s.out.lend(&b.down)
+	s.out.lend(&b.down, true)
 	s.adapter.Send(b)
 }
 
@@ -416,31 +482,71 @@ func (s *slot) NewWorker(queue int) *Worker {
 // IndicateStatus implements AdapterHandle. Everybody above hears of it on the
 // caller's goroutine; the control side takes note afterwards.
 func (s *slot) IndicateStatus(st Status) {
+	switch st.(type) {
+	case ResetStart, ResetEnd, OperChange: // the core's alone
+		s.core.Report(Event{What: "adapter.fault", Adapter: s.name, Why: fmt.Sprintf("its miniport tried to indicate %T, which is the core's to say", st)})
+	default:
+		s.indicate(st)
+	}
+}
+
+func (s *slot) indicate(st Status) {
 	s.out.begin()
 	defer s.out.end()
 	if s.alive.Load() == aliveNo {
 		return // H-13: nothing after Halt
 	}
-	if l, ok := st.(LinkState); ok {
+	switch st := st.(type) {
+	case LinkState:
 		for {
 			old := s.link.Load()
-			if old != nil && old.same(l) {
+			if old != nil && old.same(st) {
 				return
 			}
-			if s.link.CompareAndSwap(old, &l) {
+			if s.link.CompareAndSwap(old, &st) {
+				if old == nil || old.Media != st.Media {
+					s.linkChanges.Add(1)
+				}
 				break
 			}
 		}
 		s.linkNews.Store(true)
 		defer s.core.poke()
+	case AttributesChange:
+		if !s.adopt(st) {
+			return
+		}
 	}
-	for _, m := range s.filters {
+	for _, m := range s.modules() {
 		if f, ok := m.filter.(StatusFilter); ok && m.attached.Load() {
 			f.FilterStatus(st)
 			return
 		}
 	}
 	s.statusUp(st)
+}
+
+// adopt takes over what a running adapter says of itself, and reports whether
+// that is news.
+func (s *slot) adopt(c AttributesChange) bool {
+	var was, is Attributes
+	s.core.updateWithSecondaries(s, func() {
+		was = s.attrs
+		if !c.MAC.IsZero() && !c.MAC.IsGroup() {
+			s.attrs.MAC = c.MAC
+		}
+		if c.MTU >= minAttributesMTU && c.MTU <= maxAttributesMTU {
+			s.attrs.MTU = c.MTU
+		}
+		is = s.attrs
+	})
+	if was.MAC != is.MAC {
+		s.core.Report(Event{What: "adapter.mac", Adapter: s.name, From: was.MAC.String(), To: is.MAC.String(), Why: c.Why})
+	}
+	if was.MTU != is.MTU {
+		s.core.Report(Event{What: "adapter.mtu", Adapter: s.name, From: fmt.Sprint(was.MTU), To: fmt.Sprint(is.MTU), Why: c.Why})
+	}
+	return was.MAC != is.MAC || was.MTU != is.MTU
 }
 
 func (s *slot) statusUp(st Status) {
@@ -465,7 +571,15 @@ func (s *slot) SurpriseRemove(why string) {
 	if a := s.alive.Load(); a == aliveNo || a == aliveHalting || !s.gone.CompareAndSwap(nil, &mark{why: why}) {
 		return
 	}
+	s.abortOID(ErrNotAccepted)
 	s.leave(why)
+}
+
+// Reset implements AdapterHandle (NdisMResetMiniport).
+func (s *slot) Reset(why string) {
+	if s.alive.Load() == aliveYes && s.wantsReset.CompareAndSwap(nil, &mark{why: why}) {
+		s.core.poke()
+	}
 }
 
 // leave closes the data path and lets those above fall over to somebody else,
@@ -474,37 +588,6 @@ func (s *slot) leave(why string) {
 	s.update(func() {})
 	s.IndicateStatus(LinkState{Media: MediaDisconnected, Why: why})
 	s.core.poke()
-}
-
-// request sends one OID to the adapter.
-func (s *slot) request(ctx context.Context, req *OIDRequest) error {
-	select {
-	case s.oids <- struct{}{}:
-		defer func() { <-s.oids }()
-	case <-ctx.Done():
-		return fmt.Errorf("adapter %s: OID %#08x: another request does not return: %w", s.name, uint32(req.ID), ctx.Err())
-	}
-	if s.gone.Load() != nil {
-		return fmt.Errorf("adapter %s: OID %#08x: %w", s.name, uint32(req.ID), ErrNotAccepted)
-	}
-	if s.alive.Load() != aliveYes {
-		return fmt.Errorf("adapter %s: OID %#08x: %w", s.name, uint32(req.ID), ErrInvalidState)
-	}
-	if err := s.adapter.Request(ctx, req); err != nil {
-		return fmt.Errorf("adapter %s: OID %#08x: %w", s.name, uint32(req.ID), err)
-	}
-	return nil
-}
-
-// updateFilter gives the adapter the union of its bindings' packet filters.
-func (s *slot) updateFilter(ctx context.Context) error {
-	var union PacketFilter
-	s.publish.Lock()
-	for _, b := range s.bindings {
-		union |= PacketFilter(b.filter.Load())
-	}
-	s.publish.Unlock()
-	return s.request(ctx, &OIDRequest{ID: OIDGenCurrentPacketFilter, Kind: OIDSet, Data: union})
 }
 
 // --- Filter modules ---------------------------------------------------------
@@ -544,7 +627,6 @@ type filterModule struct {
 	slot     *slot
 	name     string
 	filter   Filter
-	index    int
 	running  bool        // guarded by slot.publish
 	attached atomic.Bool // sees status
 	up       atomic.Pointer[receiveUp]
@@ -567,7 +649,9 @@ func (m *filterModule) IndicateReceive(b *Batch) { (*m.up.Load()).receive(b) }
 func (m *filterModule) IndicateStatus(st Status) {
 	m.slot.out.begin()
 	defer m.slot.out.end()
-	for _, n := range m.slot.filters[m.index+1:] {
+	above := m.slot.modules()
+	above = above[slices.Index(above, m)+1:]
+	for _, n := range above {
 		if f, ok := n.filter.(StatusFilter); ok && n.attached.Load() {
 			f.FilterStatus(st)
 			return

@@ -1,7 +1,8 @@
 package ndiscore
 
 // Status is an unsolicited notice that travels up from an adapter
-// (NDIS_STATUS_INDICATION): LinkState or NetworkChange.
+// (NDIS_STATUS_INDICATION). An adapter says LinkState, NetworkChange and
+// AttributesChange; ResetStart, ResetEnd and OperChange are the core's alone.
 type Status interface{ status() }
 
 // MediaState says whether a link is there (NET_IF_MEDIA_CONNECT_STATE).
@@ -48,17 +49,45 @@ type NetworkChange struct {
 	Why string
 }
 
-func (LinkState) status()     {}
-func (NetworkChange) status() {}
+// AttributesChange says that a running adapter's address or MTU is another one
+// now. The core adopts it before it tells those above. Zero values mean no
+// change.
+type AttributesChange struct {
+	MAC MAC
+	MTU int
+	Why string
+}
+
+// ResetStart and ResetEnd bracket a reset (NDIS_STATUS_RESET_START, _END): in
+// between, sends and requests are refused; received batches may be returned.
+type ResetStart struct{ Why string }
+
+// ResetEnd is ResetStart's counterpart. Err is what the reset came to: nil,
+// ErrSoftErrors or ErrHardErrors.
+type ResetEnd struct{ Err error }
+
+// OperChange says that the operational state is another one, and why
+// (NDIS_STATUS_OPER_STATUS).
+type OperChange struct {
+	Status OperStatus
+	Reason string // "", "paused", "low power", "not connected"
+}
+
+func (LinkState) status()        {}
+func (NetworkChange) status()    {}
+func (AttributesChange) status() {}
+func (ResetStart) status()       {}
+func (ResetEnd) status()         {}
+func (OperChange) status()       {}
 
 // OperStatus is the state of an adapter as RFC 2863 names it, derived by the
 // core alone (NDIS_STATUS_OPER_STATUS).
 type OperStatus string
 
-// The operational states that occur.
+// The operational states that occur (RFC 2863 ifOperStatus).
 const (
 	OperUp         OperStatus = "up"
 	OperDown       OperStatus = "down"
-	OperDormant    OperStatus = "dormant"    // initialised and paused
+	OperDormant    OperStatus = "dormant"    // initialised and paused, or suspended
 	OperNotPresent OperStatus = "notPresent" // no device
 )

@@ -286,6 +286,9 @@ func (a *Adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
 		req.Data = a.link
 		a.mu.Unlock()
 		return nil
+	case req.ID == ndiscore.OIDGenVLANID && req.Kind == ndiscore.OIDQuery:
+		req.Data = uint32(0) // no VLAN
+		return nil
 	}
 	return ndiscore.ErrInvalidOID
 }

@@ -66,7 +66,7 @@ func (f *Filter) FilterReceive(b *ndiscore.Batch) {
 	pass := b.Worker.Scratch()
 	for i, x := range b.Frames {
 		if (seen+uint64(i)+1)%f.DropReceived == 0 {
-			x.Drop(ndiscore.DropFault)
+			x.Drop(ndiscore.DropFaultDrop)
 		} else {
 			pass.Append(x)
 		}
@@ -84,7 +84,7 @@ func (f *Filter) FilterSend(b *ndiscore.Batch) {
 		n := 0
 		for i, x := range b.Frames {
 			if (seen+uint64(i)+1)%f.DropSent == 0 {
-				f.Handle().DropSend(b.Worker, ndiscore.DropFault, 1)
+				f.Handle().DropSend(b.Worker, ndiscore.DropFaultDrop, 1)
 				continue
 			}
 			b.Frames[n] = x

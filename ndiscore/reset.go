@@ -1,0 +1,393 @@
+package ndiscore
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Check for hang, reset, and what many resets come to (contract §5). The
+// machine polls an adapter that can be reset; a reset keeps state and bindings;
+// one that is reset very frequently, or in vain, has failed for good.
+const (
+	hangCheckUnit   = 2 * time.Second // default, and granularity (K-1)
+	pollPatience    = 2               // polls over which one request, or all sends, may stand still (K-5, K-10)
+	maxFailedResets = 3               // in a row
+	maxResets       = 5               // within resetWindow, however well they went
+	resetWindow     = time.Minute
+)
+
+// Health is how an adapter does, for people.
+type Health string
+
+// The states of health.
+const (
+	Healthy   Health = "healthy"
+	Resetting Health = "resetting"
+	Degraded  Health = "degraded" // it was reset within the last minute
+	Failed    Health = "failed"   // halted for DeviceFailed, or quarantined
+)
+
+type resetHistory struct {
+	at     []time.Time // within resetWindow
+	failed int         // in a row
+	now    bool        // one is under way
+	why    string      // what the newest is, or was, for
+}
+
+// pollResult is what one poll saw.
+type pollResult struct {
+	hung  bool   // CheckForHang said so
+	oid   uint64 // number of the request in progress, 0 for none
+	sends int    // batches that the adapter keeps
+	done  uint64 // batches that it has completed
+}
+
+type pollHistory struct {
+	due     time.Time // of the next one; zero: none is planned
+	last    pollResult
+	oidSeen int // polls that saw the same request
+	stalled int // polls without any progress of pending sends
+}
+
+// task is something to be done to an adapter when nothing else is.
+type task struct {
+	kind   actionKind
+	notice NetEvent
+	why    string
+	reply  int
+}
+
+func (m *machine) reset(a *mAdapter, ev event) {
+	switch {
+	case !a.hasReset:
+		m.reply(ev.reply, fmt.Errorf("adapter %s: reset: %w by its driver", a.name, ErrNotSupported))
+	case a.goal != goalUp && a.goal != goalRest || a.state == StateHalted || a.asleep || a.surprise:
+		m.reply(ev.reply, fmt.Errorf("adapter %s: reset: %w: it is %s", a.name, ErrInvalidState, a.condition()))
+	case a.resetPlanned():
+		m.reply(ev.reply, fmt.Errorf("adapter %s: reset: %w", a.name, ErrResetInProgress))
+	default:
+		a.tasks = append(a.tasks, task{kind: actReset, why: ev.why, reply: ev.reply})
+	}
+}
+
+func (a *mAdapter) resetPlanned() bool {
+	for _, t := range a.tasks {
+		if t.kind == actReset {
+			return true
+		}
+	}
+	return false
+}
+
+// query asks everybody above whether a may go, or says that it stays.
+func (m *machine) query(a *mAdapter, ev event) {
+	notice := EventQueryRemoveDevice
+	if ev.kind == evCancelQuery {
+		notice = EventCancelRemoveDevice
+		if !a.queried {
+			m.reply(ev.reply, fmt.Errorf("adapter %s: cancel remove: %w: no removal was announced", a.name, ErrInvalidState))
+			return
+		}
+	}
+	switch {
+	case a.goal == goalDown || a.surprise:
+		m.reply(ev.reply, fmt.Errorf("adapter %s: query remove: %w: it is %s", a.name, ErrInvalidState, a.condition()))
+	case a.state == StateHalted && !a.asleep && a.goal == goalRest:
+		m.reply(ev.reply, nil) // nobody is bound who could mind
+	default:
+		a.tasks = append(a.tasks, task{kind: actNotify, notice: notice, why: ev.why, reply: ev.reply})
+	}
+}
+
+// restrain keeps everybody unbound, or paused.
+func (m *machine) restrain(a *mAdapter, ev event) {
+	if ev.kind == evInhibit {
+		a.inhibited = true
+	} else {
+		a.held = true
+	}
+	a.cause = ev.why
+	a.settling = append(a.settling, waiter{reply: ev.reply})
+}
+
+// nextTask does what was asked for, or looks whether the device is stuck.
+func (m *machine) nextTask(a *mAdapter) (action, bool) {
+	up := a.state == StateRunning || a.state == StatePaused
+	for len(a.tasks) > 0 {
+		t := a.tasks[0]
+		if t.kind == actReset && (!up || a.asleep || a.surprise) {
+			m.endTask(a, fmt.Errorf("adapter %s: reset: %w: it is %s", a.name, ErrInvalidState, a.condition()))
+			continue
+		}
+		if t.kind == actReset {
+			a.resets.now, a.resets.why = true, t.why
+		}
+		return action{kind: t.kind, notice: t.notice, why: t.why}, true
+	}
+	if !a.hasReset || !up || a.asleep || a.surprise || a.goal == goalDown {
+		a.polls.due = time.Time{}
+		return action{}, false
+	}
+	switch {
+	case a.polls.due.IsZero():
+		m.planPoll(a)
+	case !m.now.Before(a.polls.due):
+		return action{kind: actPoll}, true
+	}
+	return action{}, false
+}
+
+func (m *machine) planPoll(a *mAdapter) {
+	every := max(a.attrs.HangCheck/hangCheckUnit*hangCheckUnit, hangCheckUnit)
+	a.polls.due = m.now.Add(every)
+	m.emit(action{kind: actWake, adapter: a.name, after: every})
+}
+
+func (m *machine) endTask(a *mAdapter, err error) {
+	if len(a.tasks) > 0 {
+		m.reply(a.tasks[0].reply, err)
+		a.tasks = a.tasks[1:]
+	}
+}
+
+// drop ends what was planned for an adapter that leaves.
+func (m *machine) drop(a *mAdapter, why string) {
+	for _, t := range a.tasks {
+		m.reply(t.reply, fmt.Errorf("adapter %s: %w: overtaken: %s", a.name, ErrInvalidState, why))
+	}
+	for _, w := range a.settling {
+		err := w.err
+		if err == nil {
+			err = fmt.Errorf("adapter %s: %w: overtaken: %s", a.name, ErrInvalidState, why)
+		}
+		m.reply(w.reply, err)
+	}
+	a.tasks, a.settling = nil, nil
+	a.resets.now = false
+}
+
+// notified records that those above have heard.
+func (m *machine) notified(a *mAdapter, act *action, err error) {
+	switch act.notice {
+	case EventQueryPower, EventSetPowerD3:
+		a.told = act.notice
+	case EventSetPowerD0:
+		a.told = 0
+	case EventQueryRemoveDevice:
+		if len(a.tasks) > 0 { // else it was overtaken
+			a.queried = err == nil
+		}
+		if err != nil {
+			m.event(Event{What: "adapter.remove-refused", Adapter: a.name, Why: err.Error()})
+		}
+		m.endTask(a, err)
+	case EventCancelRemoveDevice:
+		a.queried = false
+		m.endTask(a, nil)
+	}
+}
+
+// polled judges what a poll saw.
+func (m *machine) polled(a *mAdapter, now pollResult) {
+	p := &a.polls
+	switch now.oid {
+	case 0:
+		p.oidSeen = 0
+	case p.last.oid:
+		p.oidSeen++
+	default:
+		p.oidSeen = 1
+	}
+	if now.sends > 0 && p.last.sends > 0 && now.done == p.last.done {
+		p.stalled++
+	} else {
+		p.stalled = 0
+	}
+	p.last = now
+	why := ""
+	switch {
+	case now.hung:
+		why = "check for hang: its miniport says that it is stuck"
+	case p.oidSeen >= pollPatience:
+		why = "check for hang: an OID request has not returned over two polls"
+	case p.stalled >= pollPatience:
+		why = fmt.Sprintf("check for hang: none of %d sends completed over two polls", now.sends)
+	}
+	m.planPoll(a)
+	if why != "" && !a.resetPlanned() && (a.goal == goalUp || a.goal == goalRest) {
+		a.tasks = append(a.tasks, task{kind: actReset, why: why})
+	}
+}
+
+// resetDone records how a reset went, and gives a device up that is reset too
+// often or in vain (the documented use of NdisMRemoveMiniport).
+func (m *machine) resetDone(a *mAdapter, act *action, err error) {
+	h := &a.resets
+	h.now = false
+	h.trim(m.now)
+	h.at = append(h.at, m.now)
+	result := "ok"
+	if err != nil {
+		result = err.Error()
+	}
+	m.event(Event{What: "adapter.reset", Adapter: a.name, To: result, Why: act.why})
+	if err == nil || errors.Is(err, ErrSoftErrors) {
+		h.failed, err = 0, nil
+	} else {
+		h.failed++
+	}
+	a.polls.last, a.polls.oidSeen, a.polls.stalled = pollResult{}, 0, 0
+	m.endTask(a, err)
+	why := ""
+	switch {
+	case h.failed >= maxFailedResets:
+		why = fmt.Sprintf("%d resets in a row did not work: %s", h.failed, result)
+	case len(h.at) >= maxResets:
+		why = fmt.Sprintf("%d resets within %s; the last one because of %s", len(h.at), resetWindow, act.why)
+	default:
+		m.emit(action{kind: actWake, adapter: a.name, after: resetWindow}) // then it is healthy again
+		return
+	}
+	if a.goal != goalDown {
+		m.down(a, HaltDeviceFailed, event{why: why})
+		a.remove = true
+	}
+}
+
+// trim forgets the resets that are no longer within the window.
+func (h *resetHistory) trim(now time.Time) {
+	for len(h.at) > 0 && now.Sub(h.at[0]) >= resetWindow {
+		h.at = h.at[1:]
+	}
+}
+
+// derive tells of operational state and health, when they are others.
+func (m *machine) derive(a *mAdapter) {
+	o := operState{status: OperUp, admin: OperUp, since: a.oper.since}
+	switch {
+	case a.asleep:
+		o.status, o.reason = OperDormant, "low power"
+	case a.state == StateHalted || a.state == StateShutdown || a.surprise:
+		o.status, o.admin = OperNotPresent, OperDown
+	case a.state != StateRunning:
+		o.status, o.reason = OperDormant, "paused"
+	case !a.link.Connected():
+		o.status, o.reason = OperDown, "not connected"
+	}
+	if o != a.oper {
+		o.since = m.now
+		a.oper = o
+		m.emit(action{kind: actOper, adapter: a.name, oper: o})
+	}
+	a.resets.trim(m.now)
+	h, why := Healthy, "no reset for "+resetWindow.String()
+	switch {
+	case a.stuck || a.state == StateHalted && a.lastHalt == HaltDeviceFailed:
+		h, why = Failed, a.cause
+	case a.resets.now && a.busy:
+		h, why = Resetting, a.resets.why
+	case len(a.resets.at) > 0:
+		h, why = Degraded, fmt.Sprintf("%d of %d resets within %s", len(a.resets.at), maxResets, resetWindow)
+	case a.health == Failed:
+		why = a.cause
+	}
+	if was := a.health; h != was {
+		a.health = h
+		if was != "" {
+			m.event(Event{What: "adapter.health", Adapter: a.name, From: string(was), To: string(h), Why: why})
+		}
+	}
+}
+
+// condition is an adapter's state for people, who want to know of sleep too.
+func (a *mAdapter) condition() string {
+	switch {
+	case a.asleep:
+		return "suspended"
+	case a.surprise:
+		return a.state.String() + ", its device vanished"
+	}
+	return a.state.String()
+}
+
+// --- Protocols that change their mind ---------------------------------------
+
+func (p *mProtocol) shun(adapter string) {
+	if p.shuns == nil {
+		p.shuns = map[string]bool{}
+	}
+	p.shuns[adapter] = true
+}
+
+// reenumerate offers a protocol again what it is not bound to (P-13).
+func (m *machine) reenumerate(ev event) {
+	p := m.protocol(ev.protocol)
+	if p == nil {
+		m.reply(ev.reply, fmt.Errorf("protocol %s: %w", ev.protocol, ErrNotFound))
+		return
+	}
+	p.shuns = nil
+	for _, a := range m.adapters {
+		for _, b := range a.bindings {
+			if b.protocol == p {
+				b.failed = false
+			}
+		}
+	}
+	m.reply(ev.reply, nil)
+}
+
+// leave answers when a protocol is bound to nothing that it does not want.
+func (m *machine) leave(ev event) {
+	p := m.protocol(ev.protocol)
+	m.leavers = append(m.leavers, leaver{p, ev.reply})
+	if !p.leaving {
+		m.emit(action{kind: actBindList, protocol: p.name})
+	}
+}
+
+func (m *machine) left() {
+	keep := m.leavers[:0]
+	for _, l := range m.leavers {
+		if held, stuck := m.holds(l.protocol); held && !stuck {
+			keep = append(keep, l)
+			continue
+		} else if stuck {
+			m.reply(l.reply, fmt.Errorf("protocol %s: unbind: %w", l.protocol.name, ErrQuarantined))
+			continue
+		}
+		if l.protocol.leaving {
+			for i, p := range m.protocols {
+				if p == l.protocol {
+					m.protocols = append(m.protocols[:i:i], m.protocols[i+1:]...)
+					break
+				}
+			}
+			m.emit(action{kind: actLeft, protocol: l.protocol.name})
+		}
+		m.reply(l.reply, nil)
+	}
+	m.leavers = keep
+}
+
+// holds reports whether p has a binding that it does not want, and whether that
+// is on an adapter that does not answer.
+func (m *machine) holds(p *mProtocol) (held, stuck bool) {
+	for _, a := range m.adapters {
+		ws := m.wanted(a)
+		for _, b := range a.bindings {
+			if b.protocol != p || b.state == BindingUnbound {
+				continue
+			}
+			wanted := false
+			for _, w := range ws {
+				wanted = wanted || w.protocol == p && w.target == b.target
+			}
+			if !wanted {
+				held, stuck = true, stuck || a.stuck || a.state == StateShutdown
+			}
+		}
+	}
+	return held, stuck
+}
