@@ -5,8 +5,10 @@ import (
 	"net"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
@@ -16,8 +18,9 @@ type checker struct {
 	*reader
 	c *Config
 
-	lower map[string]lower  // adapters, bundles and bridges by name
-	used  map[string]string // what is a member or port: the path that says so
+	lower  map[string]lower  // adapters, bundles and bridges by name
+	used   map[string]string // what is a member or port: the path that says so
+	ifaces map[string]int    // interfaces by name: index
 }
 
 // lower is what an interface, bridge or bundle can stand on.
@@ -28,12 +31,13 @@ type lower struct {
 }
 
 func newChecker(r *reader, c *Config) *checker {
-	return &checker{reader: r, c: c, lower: map[string]lower{}, used: map[string]string{}}
+	return &checker{reader: r, c: c, lower: map[string]lower{}, used: map[string]string{}, ifaces: map[string]int{}}
 }
 
 func (k *checker) check() {
 	k.control()
 	k.names()
+	k.filters()
 	k.adapters()
 	for i := range k.c.Bundles {
 		k.bundle(&k.c.Bundles[i])
@@ -44,6 +48,9 @@ func (k *checker) check() {
 	k.interfaces()
 	k.subnets()
 	k.routes()
+	k.forwards()
+	k.nat()
+	k.fault()
 }
 
 // socketBytes is the longest path that fits into a unix socket's address
@@ -102,8 +109,9 @@ func (k *checker) names() {
 	for _, b := range k.c.Bridges {
 		add("bridge", b.Name, "")
 	}
-	for _, i := range k.c.Interfaces {
+	for n, i := range k.c.Interfaces {
 		k.name(join("interface", i.Name), i.Name)
+		k.ifaces[i.Name] = n
 	}
 }
 
@@ -118,6 +126,51 @@ func (k *checker) name(path, name string) {
 	k.hint(path, suggestion, "a name is 1 to 15 of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit")
 }
 
+// filters lets their drivers check their options, and looks up the lists of
+// the adapters.
+func (k *checker) filters() {
+	var known []string
+	for _, f := range k.c.Filters {
+		path := join("filter", f.Name)
+		k.name(path, f.Name)
+		k.validate(path, f.Options)
+		known = append(known, f.Name)
+	}
+	for _, a := range k.c.Adapters {
+		list, seen := join(join("adapter", a.Name), "filters"), map[string]bool{}
+		for i, name := range a.Filters {
+			p := element(list, i)
+			switch {
+			case k.bad[p]:
+			case k.has(join("filter", name)):
+				if seen[name] {
+					k.fail(p, "%s is listed twice", quote(name))
+				}
+				seen[name] = true
+			default:
+				k.hint(p, k.nearestQuoted(name, known), "there is no filter %s", quote(short(name)))
+			}
+		}
+	}
+}
+
+// validate lets options check themselves.
+func (k *checker) validate(path string, options any) {
+	if v, ok := options.(ndiscore.Validator); ok {
+		for _, err := range leaves(v.Validate()) {
+			k.option(path, err)
+		}
+	}
+}
+
+// nearestQuoted is nearest as it would be written, or "".
+func (k *checker) nearestQuoted(name string, candidates []string) string {
+	if s := nearest(name, candidates, &k.budget); s != "" {
+		return quote(s)
+	}
+	return ""
+}
+
 // adapters lets drivers check their options, and finds devices claimed twice.
 func (k *checker) adapters() {
 	owner := map[string]Adapter{}
@@ -126,11 +179,7 @@ func (k *checker) adapters() {
 		if a.Options == nil {
 			continue
 		}
-		if v, ok := a.Options.(ndiscore.Validator); ok {
-			for _, err := range leaves(v.Validate()) {
-				k.option(path, err)
-			}
-		}
+		k.validate(path, a.Options)
 		d, ok := a.Options.(DeviceKeyer)
 		if !ok || k.bad[path] {
 			continue
@@ -232,11 +281,7 @@ func (k *checker) unknownName(path, name string, kinds []string) {
 			}
 		}
 	}
-	suggestion := nearest(name, candidates, &k.budget)
-	if suggestion != "" {
-		suggestion = quote(suggestion)
-	}
-	k.hint(path, suggestion, "there is no %s %s", strings.Join(kinds, " or "), quote(short(name)))
+	k.hint(path, k.nearestQuoted(name, candidates), "there is no %s %s", strings.Join(kinds, " or "), quote(short(name)))
 }
 
 func anyOf(kinds []string) string {
@@ -279,9 +324,11 @@ func (k *checker) bundle(b *Bundle) {
 	case k.bad[mac] || b.MAC == "":
 	case b.Mode == "ndis5":
 		k.fail(mac, `an "ndis5" bundle has no address of its own: each primary uses its own`)
-	case b.MAC == "first":
+	case b.MAC == "active" && b.Balance == "hash":
+		k.fail(mac, `with balance = "hash" all members send, under one address: "active" goes with "active-backup"`)
+	case b.MAC == "first", b.MAC == "active":
 	default:
-		b.MAC = k.mac(mac, b.MAC, `"" (a stable local address), "first" (the first member's) or an address such as "02:00:5e:00:53:01"`)
+		b.MAC = k.mac(mac, b.MAC, `"" (a stable local address), "first" (the first member's), "active" (the active member's) or an address such as "02:00:5e:00:53:01"`)
 	}
 	k.health(join(path, "health"), b.Health)
 }
@@ -303,9 +350,7 @@ func (k *checker) health(path string, h Health) {
 			}
 		}
 	}
-	if h.Interval.Std() < minInterval && !k.bad[interval] {
-		k.fail(interval, "%s is too short; the least is %s", h.Interval, Duration(minInterval))
-	}
+	k.span(interval, h.Interval, minInterval, 0)
 }
 
 func (k *checker) bridge(b *Bridge) {
@@ -317,17 +362,108 @@ func (k *checker) bridge(b *Bridge) {
 	case k.bad[ports]:
 	case len(b.Ports) == 0:
 		k.fail(ports, "a bridge needs a port")
+	case len(b.Ports) > maxPorts:
+		k.fail(ports, "a bridge has at most %d ports, found %d", maxPorts, len(b.Ports))
 	}
 	for i, name := range b.Ports {
 		k.claim(element(ports, i), name, "adapter", "bundle")
 	}
-	age := join(path, "mac_age")
-	if b.MACAge.Std() < minAge && !k.bad[age] {
-		k.fail(age, "%s is too short; the least is %s", b.MACAge, Duration(minAge))
-	}
+	k.span(join(path, "mac_age"), b.MACAge, minAge, 7*day)
+	k.span(join(path, "loop_hold"), b.LoopHold, time.Second, day)
 	mac := join(path, "mac")
 	if !k.bad[mac] && b.MAC != "" {
 		b.MAC = k.mac(mac, b.MAC, `"" (a stable local address) or an address such as "02:00:5e:00:53:01"`)
+	}
+	k.bridgePorts(path, b)
+}
+
+// maxPorts is how many ports a bridge can have.
+const maxPorts = 1024
+
+// bridgePorts checks the tables of a bridge's ports and sorts them as the ports
+// are.
+func (k *checker) bridgePorts(path string, b *Bridge) {
+	place := map[string]int{}
+	for i, name := range b.Ports {
+		place[name] = i
+	}
+	for i := range b.PortOptions {
+		p := &b.PortOptions[i]
+		at := join(join(path, "port"), p.Name)
+		if _, ok := place[p.Name]; !ok && !k.bad[join(path, "ports")] {
+			k.hint(at, k.nearestQuoted(p.Name, b.Ports), "the bridge has no port %s", quote(short(p.Name)))
+		}
+		k.portVLANs(at, b, p)
+	}
+	sort.SliceStable(b.PortOptions, func(i, j int) bool {
+		return place[b.PortOptions[i].Name] < place[b.PortOptions[j].Name]
+	})
+}
+
+// portVLANs checks what one port says about VLANs.
+func (k *checker) portVLANs(path string, b *Bridge, p *BridgePort) {
+	access, trunk, native := join(path, "access"), join(path, "trunk"), join(path, "native")
+	if k.bad[access] || k.bad[trunk] || k.bad[native] {
+		return
+	}
+	isTrunk := len(p.Trunk) > 0
+	if b.VLAN == 0 && !k.bad[join(join("bridge", b.Name), "vlan")] {
+		const why = "the bridge does not look at VLANs: set its key vlan"
+		if p.Access != 0 {
+			k.fail(access, why)
+		}
+		if isTrunk {
+			k.fail(trunk, why)
+		}
+		if p.Native != 0 {
+			k.fail(native, why)
+		}
+		return
+	}
+	switch {
+	case p.Access != 0 && isTrunk:
+		k.fail(trunk, "a port is an access port or a trunk: access is set in line %d", k.lineOf(access))
+	case p.Native != 0 && !isTrunk:
+		k.fail(native, "is of a trunk: VLANs with a tag are in trunk; the VLAN of a port without tags is access")
+	case slices.ContainsFunc(p.Trunk, func(v VLANRange) bool { return int(v.First) <= p.Native && p.Native <= int(v.Last) }):
+		k.fail(native, "VLAN %d is in trunk too: its frames have a tag or they have none", p.Native)
+	}
+	k.trunk(trunk, p)
+}
+
+// trunk sorts the VLANs of a trunk and finds those listed twice.
+func (k *checker) trunk(path string, p *BridgePort) {
+	order := make([]int, len(p.Trunk)) // by VLAN: places in the list
+	for i := range order {
+		order[i] = i
+	}
+	sort.SliceStable(order, func(i, j int) bool { return p.Trunk[order[i]].First < p.Trunk[order[j]].First })
+	sorted := make([]VLANRange, 0, len(p.Trunk))
+	high := 0 // place of the range that reaches highest so far
+	for n, i := range order {
+		v := p.Trunk[i]
+		if n > 0 && v.First <= p.Trunk[high].Last {
+			k.fail(element(path, max(i, high)), "%s overlaps %s, which is in the list too", quote(p.Trunk[max(i, high)].String()), quote(p.Trunk[min(i, high)].String()))
+		}
+		if n == 0 || v.Last > p.Trunk[high].Last {
+			high = i
+		}
+		sorted = append(sorted, v)
+	}
+	if len(sorted) > 0 {
+		p.Trunk = sorted
+	}
+}
+
+// span checks that a duration is from least to most; most may be 0 for no
+// limit.
+func (k *checker) span(path string, d Duration, least, most time.Duration) {
+	switch {
+	case k.bad[path]:
+	case d.Std() < least:
+		k.fail(path, "%s is too short; the least is %s", d, Duration(least))
+	case most > 0 && d.Std() > most:
+		k.fail(path, "%s is too long; the most is %s", d, Duration(most))
 	}
 }
 
@@ -336,8 +472,6 @@ func (k *checker) bridge(b *Bridge) {
 func (k *checker) mac(path, s, accepted string) string {
 	hw, err := net.ParseMAC(s)
 	switch {
-	case s == "active":
-		k.fail(path, "%s is not supported yet; accepted: %s", quote(s), accepted)
 	case err != nil || len(hw) != 6:
 		k.fail(path, "%s is none of %s", quote(short(s)), accepted)
 	case hw[0]&1 != 0:

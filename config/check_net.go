@@ -12,6 +12,8 @@ const (
 	minAge      = time.Second
 )
 
+const day = 24 * time.Hour
+
 // Limits of an MTU.
 const (
 	minMTU  = 68   // RFC 791
@@ -44,14 +46,15 @@ func (k *checker) interfaces() {
 }
 
 func (k *checker) addresses(path string, i Interface) {
-	has6 := false
+	has4, has6, has6far := false, false, false
 	seen := map[netip.Addr]int{}
 	for n, p := range i.Addresses {
 		at := element(join(path, "addresses"), n)
 		if k.bad[at] {
 			continue
 		}
-		has6 = has6 || p.Addr().Is6()
+		has4, has6 = has4 || p.Addr().Is4(), has6 || p.Addr().Is6()
+		has6far = has6far || p.Addr().Is6() && !p.Addr().IsLinkLocalUnicast()
 		if why := notOwn(p); why != "" {
 			k.fail(at, "%s %s", p, why)
 		} else if first, ok := seen[p.Addr()]; ok {
@@ -67,6 +70,15 @@ func (k *checker) addresses(path string, i Interface) {
 		k.fail(mtu, "want 0 (of what it is on) or %d to %d bytes, found %d", minMTU, maxMTU, i.MTU)
 	case has6 && i.MTU < minMTU6:
 		k.fail(mtu, "IPv6 needs %d bytes or more, found %d", minMTU6, i.MTU)
+	}
+	if k.bad[join(path, "addresses")] {
+		return // one that could not be read may be the one
+	}
+	if i.Masquerade && !has4 {
+		k.fail(join(path, "masquerade"), "needs an IPv4 address on the interface, under which packets leave")
+	}
+	if i.Masquerade6 && !has6far {
+		k.fail(join(path, "masquerade6"), "needs an IPv6 address on the interface beyond link-local, under which packets leave")
 	}
 }
 
@@ -199,6 +211,9 @@ func (k *checker) routes() {
 	for n := range k.c.Routes {
 		route := &k.c.Routes[n]
 		path := element("route", n)
+		if k.none[path] {
+			continue
+		}
 		to, via := join(path, "to"), join(path, "via")
 		if !k.has(to) && !k.bad[to] {
 			k.fail(path, `needs the key to: a prefix or "default"`)
@@ -248,21 +263,8 @@ func (k *checker) onLink(path string, route *Route, feet []foot) bool {
 	via, iface := join(path, "via"), join(path, "interface")
 	index := -1
 	if route.Interface != "" {
-		for n, i := range k.c.Interfaces {
-			if i.Name == route.Interface {
-				index = n
-			}
-		}
-		if index < 0 {
-			var names []string
-			for _, i := range k.c.Interfaces {
-				names = append(names, i.Name)
-			}
-			suggestion := nearest(route.Interface, names, &k.budget)
-			if suggestion != "" {
-				suggestion = quote(suggestion)
-			}
-			k.hint(iface, suggestion, "there is no interface %s", quote(short(route.Interface)))
+		var ok bool
+		if index, ok = k.iface(iface, route.Interface); !ok {
 			return false
 		}
 	}
@@ -294,4 +296,17 @@ func (k *checker) onLink(path string, route *Route, feet []foot) bool {
 		k.fail(via, "%s is in no network of any interface", route.Via)
 	}
 	return false
+}
+
+// iface finds the interface that path names.
+func (k *checker) iface(path, name string) (int, bool) {
+	if i, ok := k.ifaces[name]; ok {
+		return i, true
+	}
+	var names []string
+	for _, i := range k.c.Interfaces {
+		names = append(names, i.Name)
+	}
+	k.hint(path, k.nearestQuoted(name, names), "there is no interface %s", quote(short(name)))
+	return -1, false
 }

@@ -23,11 +23,15 @@ const (
 type Config struct {
 	Control    Control     `json:"control"`
 	Log        Log         `json:"log"`
+	Filters    []Filter    `json:"filters"`
 	Adapters   []Adapter   `json:"adapters"`
 	Bundles    []Bundle    `json:"bundles"`
 	Bridges    []Bridge    `json:"bridges"`
 	Interfaces []Interface `json:"interfaces"`
 	Routes     []Route     `json:"routes"`
+	Forwards   []Forward   `json:"forwards"`
+	NAT        NAT         `json:"nat"`
+	Fault      Fault       `json:"fault"`
 }
 
 // Control is the section [control]: the unix socket of the control API.
@@ -57,10 +61,20 @@ type Log struct {
 	Format string `toml:"format" json:"format" oneof:"console,json"`
 }
 
-// Adapter is one [adapter.NAME].
-type Adapter struct {
+// Filter is one [filter.NAME]. Each adapter that lists it gets a module of its
+// own.
+type Filter struct {
 	Name   string
 	Driver string
+	// Options is what the driver's NewOptions returned, filled in.
+	Options any
+}
+
+// Adapter is one [adapter.NAME].
+type Adapter struct {
+	Name    string
+	Driver  string
+	Filters []string // from the device up
 	// Options is what the driver's NewOptions returned, filled in.
 	Options any
 }
@@ -71,13 +85,16 @@ type Bundle struct {
 	Members  []string `toml:"members" json:"members"` // adapters, the preferred first
 	Mode     string   `toml:"mode" json:"mode" oneof:"team,ndis5"`
 	Failback string   `toml:"failback" json:"failback" oneof:"always,better,never"`
+	// Balance says who sends: the active member alone, or with "hash" each
+	// healthy member its share of the flows.
+	Balance string `toml:"balance" json:"balance" oneof:"active-backup,hash"`
 	// Hold is how long a member that recovered has to stay well before traffic
 	// goes back to it.
 	Hold      Duration `toml:"hold" json:"hold"`
 	UpDelay   Duration `toml:"up_delay" json:"up_delay"`     // how long good news waits
 	DownDelay Duration `toml:"down_delay" json:"down_delay"` // how long bad news waits
 	// MAC is the team's address: "" for a stable local one, "first" for the
-	// first member's, or an address.
+	// first member's, "active" for that of whichever is active, or an address.
 	MAC    string `toml:"mac" json:"mac"`
 	Health Health `toml:"health" json:"health"`
 }
@@ -97,6 +114,38 @@ type Bridge struct {
 	MACAge   Duration `toml:"mac_age" json:"mac_age"`
 	MACLimit int      `toml:"mac_limit" json:"mac_limit" range:"1..1048576"`
 	MAC      string   `toml:"mac" json:"mac"` // the bridge's own address; "" for a stable local one
+	// VLAN is that of the bridge's own adapter; 0: the bridge does not look at
+	// VLANs, and no port may.
+	VLAN      int      `toml:"vlan" json:"vlan" range:"0..4094"`
+	Snooping  bool     `toml:"snooping" json:"snooping"`     // IGMP and MLD: group frames only where someone listens
+	LoopGuard bool     `toml:"loop_guard" json:"loop_guard"` // shut a port that brings our own frames back
+	LoopHold  Duration `toml:"loop_hold" json:"loop_hold"`   // how long such a port stays shut
+	// PortOptions are the [bridge.NAME.port.PORT] that there are, in the order
+	// of Ports.
+	PortOptions []BridgePort `json:"port_options"`
+}
+
+// Port is what holds for a port of the bridge, with a table of its own or not.
+func (b *Bridge) Port(name string) BridgePort {
+	for _, p := range b.PortOptions {
+		if p.Name == name {
+			return p
+		}
+	}
+	return BridgePort{Name: name}
+}
+
+// BridgePort is one [bridge.NAME.port.PORT]. On a bridge that looks at VLANs a
+// port has either Access or Trunk; with neither its VLAN is the bridge's.
+type BridgePort struct {
+	Name           string      `json:"name"`                                                         // of the adapter or bundle
+	Access         int         `toml:"access" json:"access" range:"0..4094"`                         // VLAN of its frames, which have no tag
+	Trunk          []VLANRange `toml:"trunk" json:"trunk"`                                           // VLANs of its frames, which have a tag; sorted
+	Native         int         `toml:"native" json:"native" range:"0..4094"`                         // of a trunk: VLAN of frames without a tag; 0: none
+	MACLimit       int         `toml:"mac_limit" json:"mac_limit" range:"0..1048576"`                // 0: the bridge's own
+	StormBroadcast int         `toml:"storm_broadcast" json:"storm_broadcast" range:"0..1000000000"` // frames/s let through; 0: all
+	StormMulticast int         `toml:"storm_multicast" json:"storm_multicast" range:"0..1000000000"` // the same of group frames
+	StormUnknown   int         `toml:"storm_unknown" json:"storm_unknown" range:"0..1000000000"`     // the same of unicast to an address not learned
 }
 
 // Interface is one [interface.NAME]: the router's foot in a network.
@@ -105,6 +154,9 @@ type Interface struct {
 	On        string         `toml:"on" json:"on"` // an adapter, bundle or bridge
 	Addresses []netip.Prefix `toml:"addresses" json:"addresses"`
 	MTU       int            `toml:"mtu" json:"mtu"` // bytes of layer-3 packet; 0: of what it is on
+	// What leaves by this interface leaves with its address.
+	Masquerade  bool `toml:"masquerade" json:"masquerade"`   // IPv4
+	Masquerade6 bool `toml:"masquerade6" json:"masquerade6"` // IPv6
 }
 
 // Route is one [[route]].
@@ -115,6 +167,15 @@ type Route struct {
 	Metric    uint32       `json:"metric"`    // the lowest wins
 }
 
+// String is the route as people write it.
+func (r Route) String() string {
+	s := fmt.Sprintf("%s via %s on %s", r.To, r.Via, r.Interface)
+	if r.Metric != 0 {
+		s += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	return s
+}
+
 // routeText is a route as it is written.
 type routeText struct {
 	To        string     `toml:"to"`
@@ -123,8 +184,46 @@ type routeText struct {
 	Metric    uint32     `toml:"metric"`
 }
 
+// Forward is one [[forward]]: a published port. What reaches Interface's own
+// address at one of Port goes to To. Both ranges are of one length.
+type Forward struct {
+	Interface string    `toml:"interface" json:"interface"`
+	Protocol  string    `toml:"protocol" json:"protocol" oneof:"tcp,udp"`
+	Port      PortRange `toml:"port" json:"port"`
+	To        Target    `toml:"to" json:"to"`
+}
+
+// String is the forward as people write it.
+func (f Forward) String() string {
+	return fmt.Sprintf("%s %s at %s to %s", f.Protocol, f.Port, f.Interface, f.To)
+}
+
+// NAT is the section [nat]: how much is remembered of translated flows, and how
+// long after their last packet.
+type NAT struct {
+	Flows         int      `toml:"flows" json:"flows" range:"16..4194304"` // at most
+	TCP           Duration `toml:"tcp" json:"tcp"`                         // an open connection
+	TCPTransitory Duration `toml:"tcp_transitory" json:"tcp_transitory"`   // one that opens or closes
+	UDP           Duration `toml:"udp" json:"udp"`                         // and others, until both sides have spoken and the first one again
+	UDPStream     Duration `toml:"udp_stream" json:"udp_stream"`           // after that
+	ICMP          Duration `toml:"icmp" json:"icmp"`                       // echo
+}
+
+// Fault is the section [fault]: whether faults may be injected into the running
+// switch. A filter in the file is not an injected one.
+type Fault struct {
+	Allow   bool     `toml:"allow" json:"allow"`
+	Longest Duration `toml:"longest" json:"longest"` // the longest lease of an injected fault
+}
+
 // adapterText is what every [adapter.NAME] has, whatever its driver.
 type adapterText struct {
+	Driver  string   `toml:"driver"`
+	Filters []string `toml:"filters"`
+}
+
+// filterText is what every [filter.NAME] has, whatever its driver.
+type filterText struct {
 	Driver string `toml:"driver"`
 }
 
@@ -140,17 +239,29 @@ func Default() *Config {
 	return &Config{
 		Control: Control{Mode: "0600"},
 		Log:     Log{Level: "info", Format: "console"},
+		NAT: NAT{
+			Flows: 65536,
+			// RFC 5382 5 (TCP), RFC 4787 4.3 (UDP) as Linux has it, RFC 5508 3.2 (ICMP).
+			TCP: duration("7440s"), TCPTransitory: duration("240s"),
+			UDP: duration("30s"), UDPStream: duration("120s"), ICMP: duration("30s"),
+		},
+		Fault: Fault{Longest: duration("1h")},
 	}
 }
 
 func defaultBundle() Bundle {
 	return Bundle{
-		Mode: "team", Failback: "always", Hold: duration("1s"),
+		Mode: "team", Failback: "always", Balance: "active-backup", Hold: duration("1s"),
 		Health: Health{Carrier: true, Interval: duration("100ms")},
 	}
 }
 
-func defaultBridge() Bridge { return Bridge{MACAge: duration("300s"), MACLimit: 8192} }
+func defaultBridge() Bridge {
+	return Bridge{
+		MACAge: duration("300s"), MACLimit: 8192,
+		Snooping: true, LoopGuard: true, LoopHold: duration("30s"),
+	}
+}
 
 func duration(s string) Duration {
 	var d Duration
@@ -161,8 +272,8 @@ func duration(s string) Duration {
 }
 
 // Load reads and checks the file at path. The error is an Errors when the file
-// could be read.
-func Load(path string, drivers []ndiscore.Driver) (*Config, error) {
+// could be read. Without filter drivers no [filter.NAME] can be written.
+func Load(path string, drivers []ndiscore.Driver, filters ...ndiscore.FilterDriver) (*Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -172,16 +283,19 @@ func Load(path string, drivers []ndiscore.Driver) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	return Parse(path, data, drivers)
+	return Parse(path, data, drivers, filters...)
 }
 
 // sections are the top-level keys in the order that messages list them.
-var sections = []string{"control", "log", "adapter", "bundle", "bridge", "interface", "route"}
+var sections = []string{
+	"control", "log", "filter", "adapter", "bundle", "bridge", "interface", "route", "forward", "nat", "fault",
+}
 
 // Parse checks data, the contents of a file called name. The error is an Errors
 // unless the drivers themselves are at fault.
-func Parse(name string, data []byte, drivers []ndiscore.Driver) (*Config, error) {
-	if err := checkDrivers(drivers); err != nil {
+func Parse(name string, data []byte, drivers []ndiscore.Driver, filters ...ndiscore.FilterDriver) (*Config, error) {
+	known := knownDrivers(drivers, filters)
+	if err := known.check(); err != nil {
 		return nil, err
 	}
 	if len(data) > MaxBytes {
@@ -193,7 +307,7 @@ func Parse(name string, data []byte, drivers []ndiscore.Driver) (*Config, error)
 		r.errorAt(at, key, "", format, args...)
 	})
 	c := Default()
-	r.decode(root, c, drivers)
+	r.decode(root, c, known)
 	if r.whole {
 		newChecker(r, c).check()
 	}
@@ -204,33 +318,8 @@ func Parse(name string, data []byte, drivers []ndiscore.Driver) (*Config, error)
 	return c, nil
 }
 
-// checkDrivers finds option structs that could not be read or shown.
-func checkDrivers(drivers []ndiscore.Driver) error {
-	seen := map[string]bool{}
-	for _, d := range drivers {
-		if d.Name == "" || seen[d.Name] || d.NewOptions == nil {
-			return fmt.Errorf("config: driver %q: needs a name of its own and NewOptions", d.Name)
-		}
-		seen[d.Name] = true
-		v := reflect.ValueOf(d.NewOptions())
-		if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
-			return fmt.Errorf("config: driver %q: NewOptions returns %s, want a pointer to a struct", d.Name, v.Kind())
-		}
-		fields, err := fieldsOf(v.Elem().Type())
-		if err != nil {
-			return fmt.Errorf("config: driver %q: %w", d.Name, err)
-		}
-		for _, f := range fields {
-			if f.key == "driver" {
-				return fmt.Errorf(`config: driver %q: the key "driver" is taken`, d.Name)
-			}
-		}
-	}
-	return nil
-}
-
 // decode fills c from root.
-func (r *reader) decode(root *table, c *Config, drivers []ndiscore.Driver) {
+func (r *reader) decode(root *table, c *Config, known known) {
 	for _, key := range root.keys {
 		v := root.values[key]
 		path := quoteKey(key)
@@ -240,9 +329,22 @@ func (r *reader) decode(root *table, c *Config, drivers []ndiscore.Driver) {
 			r.section(v, path, reflect.ValueOf(&c.Control).Elem())
 		case "log":
 			r.section(v, path, reflect.ValueOf(&c.Log).Elem())
+		case "nat":
+			r.section(v, path, reflect.ValueOf(&c.NAT).Elem())
+		case "fault":
+			r.section(v, path, reflect.ValueOf(&c.Fault).Elem())
+		case "filter":
+			r.named(v, path, func(name, path string, t *table) {
+				f := Filter{Name: name}
+				f.Driver, f.Options = r.driven(path, t, known.filters, &filterText{})
+				c.Filters = append(c.Filters, f)
+			})
 		case "adapter":
 			r.named(v, path, func(name, path string, t *table) {
-				c.Adapters = append(c.Adapters, r.adapter(name, path, t, drivers))
+				a, text := Adapter{Name: name}, adapterText{}
+				a.Driver, a.Options = r.driven(path, t, known.adapters, &text)
+				a.Filters = text.Filters
+				c.Adapters = append(c.Adapters, a)
 			})
 		case "bundle":
 			r.named(v, path, func(name, path string, t *table) {
@@ -253,10 +355,7 @@ func (r *reader) decode(root *table, c *Config, drivers []ndiscore.Driver) {
 			})
 		case "bridge":
 			r.named(v, path, func(name, path string, t *table) {
-				b := defaultBridge()
-				b.Name = name
-				r.structure(t, path, reflect.ValueOf(&b).Elem(), "")
-				c.Bridges = append(c.Bridges, b)
+				c.Bridges = append(c.Bridges, r.bridge(name, path, t))
 			})
 		case "interface":
 			r.named(v, path, func(name, path string, t *table) {
@@ -265,7 +364,13 @@ func (r *reader) decode(root *table, c *Config, drivers []ndiscore.Driver) {
 				c.Interfaces = append(c.Interfaces, i)
 			})
 		case "route":
-			r.routes(v, path, c)
+			r.listed(v, path, func(path string, t *table) { c.Routes = append(c.Routes, r.route(path, t)) })
+		case "forward":
+			r.listed(v, path, func(path string, t *table) {
+				f := Forward{}
+				r.structure(t, path, reflect.ValueOf(&f).Elem(), "")
+				c.Forwards = append(c.Forwards, f)
+			})
 		default:
 			what := "unknown section"
 			if v.kind != kindTable && v.kind != kindTables {
@@ -311,50 +416,10 @@ func (r *reader) named(v *value, path string, each func(name, path string, t *ta
 	}
 }
 
-// adapter reads the driver's name, then everything else by that driver's
-// options.
-func (r *reader) adapter(name, path string, t *table, drivers []ndiscore.Driver) Adapter {
-	a := Adapter{Name: name}
-	v := t.values["driver"]
-	if v == nil && !r.whole {
-		return a // it may be in what could not be read
-	}
-	if v == nil {
-		r.fail(path, "needs the key driver: one of %s", quoteAll(driverNames(drivers)))
-		return a
-	}
-	r.at[join(path, "driver")] = v.at
-	text := adapterText{}
-	r.set(v, join(path, "driver"), reflect.ValueOf(&text.Driver).Elem(), mustFields(reflect.TypeFor[adapterText]())[0])
-	if r.bad[join(path, "driver")] {
-		return a
-	}
-	for _, d := range drivers {
-		if d.Name != text.Driver {
-			continue
-		}
-		a.Driver, a.Options = d.Name, d.NewOptions()
-		r.structure(t, path, reflect.ValueOf(a.Options).Elem(), fmt.Sprintf(" for driver %s", quote(d.Name)), "driver")
-		return a
-	}
-	suggestion := nearest(text.Driver, driverNames(drivers), &r.budget)
-	if suggestion != "" {
-		suggestion = quote(suggestion)
-	}
-	r.hint(join(path, "driver"), suggestion, "unknown driver %s; known: %s", quote(short(text.Driver)), quoteAll(driverNames(drivers)))
-	return a
-}
-
-func driverNames(drivers []ndiscore.Driver) []string {
-	names := make([]string, len(drivers))
-	for i, d := range drivers {
-		names[i] = d.Name
-	}
-	return names
-}
-
-// routes reads [[route]], or the same as a list of inline tables.
-func (r *reader) routes(v *value, path string, c *Config) {
+// listed calls each for every table of a section such as [[route]], or of the
+// same written as a list of inline tables. It keeps one that is none, empty, so
+// that the others keep their numbers.
+func (r *reader) listed(v *value, path string, each func(path string, t *table)) {
 	if v.kind != kindTables && v.kind != kindArray {
 		r.errorAt(v.at, path, "[["+path+"]]", "is a list of tables, found %s", v.shown())
 		return
@@ -364,16 +429,34 @@ func (r *reader) routes(v *value, path string, c *Config) {
 		r.at[p] = e.at
 		if e.kind != kindTable {
 			r.errorAt(e.at, p, "", "want a table, found %s", e.shown())
-			continue
+			r.none[p], e.table = true, newTable(inline)
 		}
-		text := routeText{}
-		r.structure(e.table, p, reflect.ValueOf(&text).Elem(), "")
-		route := Route{Via: text.Via, Interface: text.Interface, Metric: text.Metric}
-		if r.has(join(p, "to")) && !r.bad[join(p, "to")] {
-			route.To = r.destination(join(p, "to"), text)
-		}
-		c.Routes = append(c.Routes, route)
+		each(p, e.table)
 	}
+}
+
+func (r *reader) bridge(name, path string, t *table) Bridge {
+	b := defaultBridge()
+	b.Name = name
+	r.structure(t, path, reflect.ValueOf(&b).Elem(), "", "port")
+	if v := t.values["port"]; v != nil {
+		r.named(v, join(path, "port"), func(name, path string, t *table) {
+			p := BridgePort{Name: name}
+			r.structure(t, path, reflect.ValueOf(&p).Elem(), "")
+			b.PortOptions = append(b.PortOptions, p)
+		})
+	}
+	return b
+}
+
+func (r *reader) route(path string, t *table) Route {
+	text := routeText{}
+	r.structure(t, path, reflect.ValueOf(&text).Elem(), "")
+	route := Route{Via: text.Via, Interface: text.Interface, Metric: text.Metric}
+	if to := join(path, "to"); r.has(to) && !r.bad[to] {
+		route.To = r.destination(to, text)
+	}
+	return route
 }
 
 // destination reads where a route leads; "default" is everything of the

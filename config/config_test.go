@@ -63,7 +63,7 @@ func TestBad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, err := Parse(name, data, testDrivers())
+			c, err := Parse(name, data, testDrivers(), testFilters()...)
 			if err == nil || c != nil {
 				t.Fatalf("Parse accepted it: %v", c)
 			}
@@ -78,7 +78,7 @@ func TestGood(t *testing.T) {
 	for _, path := range globbed(t, "testdata/good/*.toml") {
 		name := strings.TrimSuffix(filepath.Base(path), ".toml")
 		t.Run(name, func(t *testing.T) {
-			c, err := Load(path, testDrivers())
+			c, err := Load(path, testDrivers(), testFilters()...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -89,7 +89,7 @@ func TestGood(t *testing.T) {
 				t.Fatal(err)
 			}
 			golden(t, "testdata/good/"+name+".json", append(js, '\n'))
-			again, err := Parse("again", out, testDrivers())
+			again, err := Parse("again", out, testDrivers(), testFilters()...)
 			if err != nil {
 				t.Fatalf("what TOML wrote is refused:\n%v", err)
 			}
@@ -161,7 +161,7 @@ func TestBounds(t *testing.T) {
 	limit := func(what, data, want string) {
 		t.Helper()
 		start := time.Now()
-		_, err := Parse("f", []byte(data), testDrivers())
+		_, err := Parse("f", []byte(data), testDrivers(), testFilters()...)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %.200v, want %q", what, err, want)
 		}
@@ -178,7 +178,7 @@ func TestBounds(t *testing.T) {
 	limit("dotted", strings.Repeat("a.", 300_000)+"a=1", "at most 8 parts")
 	limit("headers", strings.Repeat("[[route]]\n", MaxKeys+1), "more than 10000 keys")
 	limit("one long name", "["+strings.Repeat("a", MaxBytes-10)+"]", "at most 64 bytes")
-	limit("unknown keys", "[adapter."+strings.Repeat("a", 64)+"]\ndriver=\"loop\"\n"+numbered(9000), "known: driver, queues")
+	limit("unknown keys", "[adapter."+strings.Repeat("a", 64)+"]\ndriver=\"loop\"\n"+numbered(9000), "known: driver, filters, queues")
 
 	b.Reset()
 	b.WriteString("[bridge.b]\nports=[")
@@ -187,6 +187,42 @@ func TestBounds(t *testing.T) {
 	}
 	b.WriteString("]\n")
 	limit("unknown names", b.String(), "there is no adapter")
+
+	b.Reset()
+	b.WriteString("[adapter.a]\ndriver=\"loop\"\n[interface.a]\non=\"a\"\naddresses=[\"10.0.0.1/8\"]\n")
+	for i := range 1900 {
+		fmt.Fprintf(&b, "[[forward]]\ninterface=\"a\"\nprotocol=\"tcp\"\nport=\"%d-60000\"\nto=\"10.1.0.1:%d-60000\"\n", i+1, i+1)
+	}
+	limit("forwards", b.String(), "is already taken")
+
+	b.Reset()
+	b.WriteString("[adapter.a]\ndriver=\"loop\"\n[bridge.b]\nports=[\"a\"]\nvlan=1\n[bridge.b.port.a]\ntrunk=[")
+	for i := range 9000 {
+		fmt.Fprintf(&b, "\"%d-4094\",", i%4094+1)
+	}
+	b.WriteString("]\n")
+	limit("trunk", b.String(), "which is in the list too")
+
+	b.Reset()
+	b.WriteString("[bridge.b]\nports=[")
+	for i := range 2000 {
+		fmt.Fprintf(&b, "\"a%d\",", i)
+	}
+	b.WriteString("]\n")
+	for i := range 3000 {
+		fmt.Fprintf(&b, "[bridge.b.port.p%d]\naccess=1\n", i)
+	}
+	limit("ports", b.String(), "at most 1024 ports, found 2000")
+
+	b.Reset()
+	for i := range 2000 {
+		fmt.Fprintf(&b, "[filter.f%d]\ndriver=\"count\"\n", i)
+	}
+	b.WriteString("[adapter.a]\ndriver=\"loop\"\nfilters=[")
+	for i := range 5000 {
+		fmt.Fprintf(&b, "\"g%d\",", i)
+	}
+	limit("filters", b.String()+"]\n", "there is no filter")
 
 	b.Reset()
 	b.WriteString("[adapter.a]\ndriver=\"loop\"\n[interface.a]\non=\"a\"\naddresses=[")
@@ -205,7 +241,7 @@ func TestOverlapBehindMany(t *testing.T) {
 		b.WriteString("\"" + netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i + 1)}).String() + "/16\",\n")
 	}
 	b.WriteString("]\n[interface.b]\non=\"b\"\naddresses=[\"10.9.9.9/8\"]\n")
-	_, err := Parse("f", []byte(b.String()), testDrivers())
+	_, err := Parse("f", []byte(b.String()), testDrivers(), testFilters()...)
 	errs, ok := errors.AsType[Errors](err)
 	if !ok || !strings.Contains(errs[len(errs)-1].Msg, "10.9.9.9/8 overlaps 10.0.") {
 		t.Errorf("got %.300v", err)
@@ -214,7 +250,7 @@ func TestOverlapBehindMany(t *testing.T) {
 
 func TestDefault(t *testing.T) {
 	for _, data := range []string{"", "# nothing\n", "\ufeff", "[control]\n[log]\n", "\r\n"} {
-		c, err := Parse("empty", []byte(data), testDrivers())
+		c, err := Parse("empty", []byte(data), testDrivers(), testFilters()...)
 		if err != nil {
 			t.Errorf("%q: %v", data, err)
 		} else if d := cmp.Diff(Default(), c, compare); d != "" {
@@ -248,7 +284,10 @@ func TestDriversAtFault(t *testing.T) {
 		}{})}}, "want LOW..HIGH"},
 		"taken": {[]ndiscore.Driver{{Name: "a", NewOptions: options(&struct {
 			D string `toml:"driver"`
-		}{})}}, "is taken"},
+		}{})}}, "the key \"driver\" is taken"},
+		"filters": {[]ndiscore.Driver{{Name: "a", NewOptions: options(&struct {
+			F []string `toml:"filters"`
+		}{})}}, "the key \"filters\" is taken"},
 		"key twice": {[]ndiscore.Driver{{Name: "a", NewOptions: options(&struct {
 			A, B int `toml:"c"`
 		}{})}}, "is used twice"},
@@ -262,9 +301,59 @@ func TestDriversAtFault(t *testing.T) {
 	}
 }
 
+func TestFilterDriversAtFault(t *testing.T) {
+	for want, d := range map[string]ndiscore.FilterDriver{
+		`filter driver "": needs a name`:                {NewOptions: func() any { return &struct{}{} }},
+		`filter driver "a": needs a name`:               {Name: "a"},
+		`filter driver "a": NewOptions returns invalid`: {Name: "a", NewOptions: func() any { return nil }},
+		`filter driver "a": the key "driver" is taken`: {Name: "a", NewOptions: func() any {
+			return &struct {
+				D string `toml:"driver"`
+			}{}
+		}},
+	} {
+		if _, err := Parse("f", nil, nil, d); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	_, err := Parse("f", []byte("[filter.a]\ndriver = \"fault\"\n"), nil)
+	if want := `f:2:1: filter.a.driver: unknown driver "fault"; known: none`; err == nil || err.Error() != want {
+		t.Errorf("without filter drivers: %v", err)
+	}
+}
+
+// TestPortText: ports and targets are written as they are read.
+func TestPortText(t *testing.T) {
+	for _, s := range []string{"1", "65535", "1-65535"} {
+		var p PortRange
+		if err := p.UnmarshalText([]byte(s)); err != nil || p.String() != s {
+			t.Errorf("%s: %s %v", s, p, err)
+		}
+	}
+	for _, s := range []string{"10.0.0.5:80", "10.0.0.5:80-81", "[2001:db8::5]:80-90"} {
+		var target Target
+		if err := target.UnmarshalText([]byte(s)); err != nil || target.String() != s {
+			t.Errorf("%s: %s %v", s, target, err)
+		}
+	}
+	for _, s := range []string{"", "-", "1-", "-1", "0", "65536", "1-65536", "2-1", " 1", "1 ", "+1", "0x1", "1-2-3", "99999999999999999999"} {
+		var p PortRange
+		var v VLANRange
+		if p.UnmarshalText([]byte(s)) == nil || v.UnmarshalText([]byte(s)) == nil {
+			t.Errorf("%q is a range", s)
+		}
+	}
+	for _, s := range []string{"", ":", ":80", "10.0.0.5", "10.0.0.5:", "host:80", "::1:80", "[::1]", "[::1]80", "[::1:80", "10.0.0.5]:80", "[[::1]]:80", "[10.0.0.5]:80", "1.2.3.4:80:90"} {
+		var target Target
+		if target.UnmarshalText([]byte(s)) == nil {
+			t.Errorf("%q is a target: %s", s, target)
+		}
+	}
+}
+
 func TestKeys(t *testing.T) {
 	var b strings.Builder
-	for _, k := range Keys(testDrivers()) {
+	for _, k := range Keys(testDrivers(), testFilters()...) {
 		value := "= " + k.Default
 		if k.Required {
 			value = "(required)"
@@ -278,18 +367,6 @@ func TestKeys(t *testing.T) {
 	if k := (KeyDoc{Default: `"5m"`}); !k.Is(`"300s"`) || k.Is(`"301s"`) || k.Is("300") {
 		t.Error("Is does not know durations")
 	}
-}
-
-func TestPlan(t *testing.T) {
-	c, err := Load("testdata/good/router.toml", testDrivers())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b strings.Builder
-	for _, s := range c.Plan() {
-		b.WriteString(s.String() + "\n")
-	}
-	golden(t, "testdata/plan.want", []byte(b.String()))
 }
 
 func TestDuration(t *testing.T) {

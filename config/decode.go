@@ -159,12 +159,13 @@ type reader struct {
 	bad    map[string]bool // paths with an error at or below them
 	budget int             // comparisons left for suggestions
 	whole  bool            // every byte of the file was understood
+	none   map[string]bool // elements of a list of tables that are no tables
 }
 
 func newReader(file string, data []byte) *reader {
 	return &reader{
 		file: file, pos: newPosition(data),
-		at: map[string]int{}, bad: map[string]bool{}, budget: suggestLimit,
+		at: map[string]int{}, bad: map[string]bool{}, none: map[string]bool{}, budget: suggestLimit,
 	}
 }
 
@@ -349,6 +350,8 @@ func (r *reader) set(v *value, path string, dst reflect.Value, f field) {
 		switch {
 		case fm == formDuration && v.kind == kindInteger:
 			suggestion = quote(short(v.text) + "s")
+		case fm == formText && v.kind == kindInteger:
+			suggestion = quote(short(v.text))
 		case wanted == kindInteger && v.kind == kindString && isDecimal(v.text), wanted == kindBool && (v.text == "true" || v.text == "false"):
 			suggestion = short(v.text)
 		case wanted == kindBool && v.text == "yes", wanted == kindBool && v.text == "on":

@@ -2,7 +2,7 @@
 // knows drivers only as an argument: what a driver wants to be told is the
 // struct that its NewOptions returns.
 //
-//	bytes ──document──▶ tree with positions ──decode──▶ structs ──check──▶ *Config ──Plan──▶ steps
+//	bytes ──document──▶ tree with positions ──decode──▶ structs ──check──▶ *Config ──Plan──▶ Changes
 //	           │                                 │                   │
 //	       syntax, a key twice        unknown keys, bad values   names, references, addresses
 //	           └────────────────── every error, sorted by place ─────┘
@@ -19,6 +19,11 @@
 //     list is preference.
 //   - Work is bounded: a file has at most MaxBytes bytes and MaxKeys keys, table
 //     headers and list elements, and no check is quadratic in them.
+//
+// Plan compares what runs with what is wanted and lists the steps between them.
+// Things are known by their names; the order of tables is no difference, nor is
+// that of a bridge's ports. What a step of kind update may change is what can be
+// changed while traffic flows; for the rest the thing is made anew.
 //
 // A struct says by its tags how it is written; drivers use the same tags:
 //

@@ -3,6 +3,8 @@ package config
 import (
 	"errors"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
@@ -64,5 +66,44 @@ func testDrivers() []ndiscore.Driver {
 			}
 		}},
 		{Name: "loop", NewOptions: func() any { return &loopOptions{Queues: 1} }},
+	}
+}
+
+// share is a part of the whole, written as a filter driver may want it: "1.5%".
+type share float64
+
+func (s share) MarshalText() ([]byte, error) {
+	return []byte(strconv.FormatFloat(float64(s), 'g', -1, 64) + "%"), nil
+}
+
+func (s *share) UnmarshalText(text []byte) error {
+	number, ok := strings.CutSuffix(string(text), "%")
+	n, err := strconv.ParseFloat(number, 64)
+	if !ok || err != nil || !(n >= 0 && n <= 100) {
+		return errors.New(`want a share such as "1.5%"`)
+	}
+	*s = share(n)
+	return nil
+}
+
+// mangleOptions are those of a filter.
+type mangleOptions struct {
+	Drop      share         `toml:"drop"`
+	Delay     time.Duration `toml:"delay"`
+	Jitter    time.Duration `toml:"jitter"`
+	Direction string        `toml:"direction" oneof:"both,send,receive"`
+}
+
+func (o *mangleOptions) Validate() error {
+	if o.Jitter > o.Delay {
+		return &ndiscore.OptionError{Option: "jitter", Err: errors.New("is more than delay")}
+	}
+	return nil
+}
+
+func testFilters() []ndiscore.FilterDriver {
+	return []ndiscore.FilterDriver{
+		{Name: "mangle", NewOptions: func() any { return &mangleOptions{Direction: "both"} }},
+		{Name: "count", NewOptions: func() any { return &struct{}{} }},
 	}
 }

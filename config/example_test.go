@@ -34,7 +34,7 @@ mac_age = 300
 	// bad.toml:9:1: bridge.lan.mac_age: want a duration such as "300s", found the integer 300 (did you mean "300s"?)
 }
 
-func ExampleConfig_Plan() {
+func ExamplePlan() {
 	c, err := config.Parse("good.toml", []byte(`
 [adapter.lan0]
 driver = "tap"
@@ -50,12 +50,33 @@ addresses = ["10.0.0.1/24"]
 		fmt.Println(err)
 		return
 	}
-	for _, step := range c.Plan() {
-		fmt.Println(step)
+	more, err := config.Parse("more.toml", []byte(`
+[adapter.lan0]
+driver = "tap"
+queues = 4
+[adapter.lan1]
+driver = "tap"
+[adapter.lan2]
+driver = "tap"
+[bridge.lan]
+ports = ["lan0", "lan1", "lan2"]
+[interface.lan]
+on = "lan"
+addresses = ["10.0.0.1/24"]
+`), drivers())
+	if err != nil {
+		fmt.Println(err)
+		return
 	}
+	fmt.Print(config.Plan(nil, c), "\n", config.Plan(c, more))
 	// Output:
-	// start adapter lan0
-	// start adapter lan1
-	// start bridge lan
-	// start interface lan
+	// add adapter lan0
+	// add adapter lan1
+	// add bridge lan
+	// add interface lan
+	//
+	// restart adapter lan0: queues 1 -> 4
+	//     loses traffic: port lan0 of bridge lan
+	// add adapter lan2
+	// add port lan2 on lan
 }

@@ -34,9 +34,30 @@ func drawConfig(t *rapid.T) *Config {
 	}
 	c.Log = Log{pick("level", "debug", "info", "warn", "error"), pick("format", "console", "json")}
 
+	c.NAT.Flows = rapid.IntRange(16, 4<<20).Draw(t, "flows")
+	c.NAT.TCPTransitory, c.NAT.UDP, c.NAT.ICMP = span("transitory", minIdle), span("udp", minIdle), span("icmp", minIdle)
+	c.NAT.TCP, c.NAT.UDPStream = c.NAT.TCPTransitory+span("tcp", 0), c.NAT.UDP+span("stream", 0)
+	c.Fault = Fault{rapid.Bool().Draw(t, "allow"), Duration(rapid.Int64Range(int64(time.Second), int64(day)).Draw(t, "longest"))}
+
+	var filters []string
+	for i := range rapid.IntRange(0, 3).Draw(t, "filters") {
+		f := Filter{Name: name("filter", i), Driver: pick("filter driver", "mangle", "count"), Options: &struct{}{}}
+		if f.Driver == "mangle" {
+			f.Options = &mangleOptions{
+				Drop: share(rapid.Float64Range(0, 100).Draw(t, "drop")), Delay: span("delay", 0).Std(),
+				Direction: pick("direction", "both", "send", "receive"),
+			}
+		}
+		c.Filters = append(c.Filters, f)
+		filters = append(filters, f.Name)
+	}
+
 	var loops, free []string
 	for i := range rapid.IntRange(0, 8).Draw(t, "adapters") {
 		a := Adapter{Name: name("adapter", i), Driver: pick("driver", "wire", "loop")}
+		if len(filters) > 0 && rapid.Bool().Draw(t, "filtered") {
+			a.Filters = rapid.Permutation(filters).Draw(t, "order")[:rapid.IntRange(1, len(filters)).Draw(t, "modules")]
+		}
 		if a.Driver == "loop" {
 			a.Options = &loopOptions{Queues: rapid.Int().Draw(t, "queues")}
 			loops = append(loops, a.Name)
@@ -63,8 +84,12 @@ func drawConfig(t *rapid.T) *Config {
 		b.Name, b.Members, loops = name("bundle", i), loops[:2:2], loops[2:]
 		b.Mode, b.Failback = pick("mode", "team", "ndis5"), pick("failback", "always", "better", "never")
 		b.Hold, b.UpDelay, b.DownDelay = span("hold", 0), span("up", 0), span("down", 0)
+		b.Balance = pick("balance", "active-backup", "hash")
 		if b.Mode == "team" {
 			b.MAC = pick("mac", "", "first", "02:00:5e:00:53:0a")
+		}
+		if b.Mode == "team" && b.Balance == "active-backup" && rapid.Bool().Draw(t, "active") {
+			b.MAC = "active"
 		}
 		b.Health.Interval = span("interval", minInterval)
 		if rapid.Bool().Draw(t, "probe") {
@@ -78,9 +103,28 @@ func drawConfig(t *rapid.T) *Config {
 	var bridges []string
 	for i := 0; len(free) >= 1 && rapid.Bool().Draw(t, "bridge"); i++ {
 		b := defaultBridge()
-		b.Name, b.Ports, free = name("bridge", i), free[:1:1], free[1:]
+		n := rapid.IntRange(1, len(free)).Draw(t, "ports")
+		b.Name, b.Ports, free = name("bridge", i), free[:n:n], free[n:]
 		b.MACAge, b.MACLimit = span("age", minAge), rapid.IntRange(1, 1<<20).Draw(t, "limit")
 		b.MAC = pick("mac", "", "02:00:5e:00:53:0b")
+		b.Snooping, b.LoopGuard = rapid.Bool().Draw(t, "snooping"), rapid.Bool().Draw(t, "guard")
+		b.LoopHold = Duration(rapid.Int64Range(int64(time.Second), int64(day)).Draw(t, "hold"))
+		b.VLAN = rapid.SampledFrom([]int{0, 1, 4094}).Draw(t, "vlan")
+		for _, port := range b.Ports {
+			p := BridgePort{Name: port}
+			switch {
+			case b.VLAN == 0 && rapid.Bool().Draw(t, "bare port"):
+				continue
+			case b.VLAN == 0:
+			case rapid.Bool().Draw(t, "access"):
+				p.Access = rapid.IntRange(1, maxVLAN).Draw(t, "access VLAN")
+			default:
+				p.Trunk = []VLANRange{{1, 1}, {20, 29}, {4000, 4094}}[:rapid.IntRange(1, 3).Draw(t, "trunk")]
+				p.Native = rapid.SampledFrom([]int{0, 2, 30, 3999}).Draw(t, "native")
+			}
+			p.MACLimit, p.StormUnknown = rapid.IntRange(0, 1<<20).Draw(t, "port limit"), rapid.IntRange(0, 1e9).Draw(t, "storm")
+			b.PortOptions = append(b.PortOptions, p)
+		}
 		c.Bridges = append(c.Bridges, b)
 		bridges = append(bridges, b.Name)
 	}
@@ -91,6 +135,17 @@ func drawConfig(t *rapid.T) *Config {
 			netip.MustParsePrefix(fmt.Sprintf("2001:db8:%x::1/64", i)),
 			netip.MustParsePrefix("fe80::1/64"),
 		}[:rapid.IntRange(1, 3).Draw(t, "addresses")]
+		f.Masquerade = rapid.Bool().Draw(t, "masquerade")
+		f.Masquerade6 = len(f.Addresses) > 1 && rapid.Bool().Draw(t, "masquerade6")
+		if rapid.Bool().Draw(t, "forward") {
+			low := rapid.Uint16Range(1, 60000).Draw(t, "port")
+			ports := PortRange{low, low + rapid.Uint16Range(0, 5000).Draw(t, "ports")}
+			to := Target{netip.MustParseAddr("10.200.0.5"), PortRange{ports.First + 1, ports.Last + 1}}
+			if len(f.Addresses) > 1 && rapid.Bool().Draw(t, "forward6") {
+				to.Addr = netip.MustParseAddr("2001:db8:ff::5")
+			}
+			c.Forwards = append(c.Forwards, Forward{f.Name, pick("protocol", "tcp", "udp"), ports, to})
+		}
 		c.Interfaces = append(c.Interfaces, f)
 		if rapid.Bool().Draw(t, "route") {
 			c.Routes = append(c.Routes, Route{
@@ -113,7 +168,7 @@ func TestRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := drawConfig(t)
 		out := c.TOML()
-		again, err := Parse("out", out, testDrivers())
+		again, err := Parse("out", out, testDrivers(), testFilters()...)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -149,7 +204,7 @@ func TestMangled(t *testing.T) {
 
 // checkParse parses data and returns what is wrong with how that went.
 func checkParse(data []byte) error {
-	c, err := Parse("f", data, testDrivers())
+	c, err := Parse("f", data, testDrivers(), testFilters()...)
 	var plain map[string]any
 	tomlErr := toml.Unmarshal(data, &plain)
 	if err == nil {
@@ -157,7 +212,7 @@ func checkParse(data []byte) error {
 		if tomlErr != nil && !strings.HasPrefix(string(data), "\ufeff") {
 			return fmt.Errorf("accepted, though go-toml says %w", tomlErr)
 		}
-		again, err := Parse("again", c.TOML(), testDrivers())
+		again, err := Parse("again", c.TOML(), testDrivers(), testFilters()...)
 		if err != nil {
 			return fmt.Errorf("what TOML wrote is refused: %w", err)
 		}

@@ -18,19 +18,20 @@ func (c *Config) TOML() []byte {
 	w := &renderer{}
 	w.table("control", reflect.ValueOf(c.Control))
 	w.table("log", reflect.ValueOf(c.Log))
+	for _, f := range c.Filters {
+		w.driven(join("filter", f.Name), filterText{f.Driver}, f.Options)
+	}
 	for _, a := range c.Adapters {
-		path := join("adapter", a.Name)
-		w.open("[" + path + "]")
-		w.line("driver", quote(a.Driver))
-		if a.Options != nil {
-			w.fields(path, reflect.ValueOf(a.Options).Elem())
-		}
+		w.driven(join("adapter", a.Name), adapterText{a.Driver, a.Filters}, a.Options)
 	}
 	for _, b := range c.Bundles {
 		w.table(join("bundle", b.Name), reflect.ValueOf(b))
 	}
 	for _, b := range c.Bridges {
 		w.table(join("bridge", b.Name), reflect.ValueOf(b))
+		for _, p := range b.PortOptions {
+			w.table(join(join(join("bridge", b.Name), "port"), p.Name), reflect.ValueOf(p))
+		}
 	}
 	for _, i := range c.Interfaces {
 		w.table(join("interface", i.Name), reflect.ValueOf(i))
@@ -39,6 +40,12 @@ func (c *Config) TOML() []byte {
 		w.open("[[route]]")
 		w.fields("route", reflect.ValueOf(routeText{r.To.String(), r.Via, r.Interface, r.Metric}))
 	}
+	for _, f := range c.Forwards {
+		w.open("[[forward]]")
+		w.fields("forward", reflect.ValueOf(f))
+	}
+	w.table("nat", reflect.ValueOf(c.NAT))
+	w.table("fault", reflect.ValueOf(c.Fault))
 	return w.b.Bytes()
 }
 
@@ -58,6 +65,16 @@ func (w *renderer) line(key, literal string) {
 func (w *renderer) table(path string, v reflect.Value) {
 	w.open("[" + path + "]")
 	w.fields(path, v)
+}
+
+// driven writes a table whose keys depend on its driver: text is what every
+// driver has.
+func (w *renderer) driven(path string, text, options any) {
+	w.open("[" + path + "]")
+	w.fields(path, reflect.ValueOf(text))
+	if options != nil {
+		w.fields(path, reflect.ValueOf(options).Elem())
+	}
 }
 
 // fields writes the keys of a struct, and then the tables below it, as TOML
@@ -113,15 +130,28 @@ func text(v reflect.Value) string {
 // MarshalJSON gives the driver's options under their names in config.toml,
 // durations with their unit.
 func (a Adapter) MarshalJSON() ([]byte, error) {
-	options := []byte("{}")
-	if a.Options != nil {
-		options = object(reflect.ValueOf(a.Options).Elem())
-	}
+	return json.Marshal(struct {
+		Name    string          `json:"name"`
+		Driver  string          `json:"driver"`
+		Filters []string        `json:"filters"`
+		Options json.RawMessage `json:"options"`
+	}{a.Name, a.Driver, a.Filters, optionsJSON(a.Options)})
+}
+
+// MarshalJSON is that of Adapter.
+func (f Filter) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		Name    string          `json:"name"`
 		Driver  string          `json:"driver"`
 		Options json.RawMessage `json:"options"`
-	}{a.Name, a.Driver, options})
+	}{f.Name, f.Driver, optionsJSON(f.Options)})
+}
+
+func optionsJSON(options any) json.RawMessage {
+	if options == nil {
+		return json.RawMessage("{}")
+	}
+	return object(reflect.ValueOf(options).Elem())
 }
 
 // object writes a struct as a JSON object in the order of its keys.

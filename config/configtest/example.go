@@ -33,18 +33,18 @@ var (
 //     "required:" or "example:", and every setting has a remark.
 //
 // The error joins everything found.
-func CheckExample(name string, data []byte, drivers []ndiscore.Driver) error {
+func CheckExample(name string, data []byte, drivers []ndiscore.Driver, filters ...ndiscore.FilterDriver) error {
 	var errs []error
-	if c, err := config.Parse(name, data, drivers); err != nil {
+	if c, err := config.Parse(name, data, drivers, filters...); err != nil {
 		errs = append(errs, fmt.Errorf("as it stands: %w", err))
 	} else if !reflect.DeepEqual(c, config.Default()) {
 		errs = append(errs, fmt.Errorf("%s: as it stands it does not equal the defaults", name))
 	}
 	whole := commented.ReplaceAll(data, []byte("$1"))
-	if _, err := config.Parse(name, whole, drivers); err != nil {
+	if _, err := config.Parse(name, whole, drivers, filters...); err != nil {
 		return errors.Join(append(errs, fmt.Errorf("without the marks: %w", err))...)
 	}
-	return errors.Join(append(errs, checkKeys(name, string(whole), config.Keys(drivers))...)...)
+	return errors.Join(append(errs, checkKeys(name, string(whole), config.Keys(drivers, filters...))...)...)
 }
 
 func checkKeys(name, text string, keys []config.KeyDoc) []error {
@@ -70,7 +70,7 @@ func checkKeys(name, text string, keys []config.KeyDoc) []error {
 		if r := remark.FindStringSubmatch(value); r != nil {
 			value, why = strings.TrimSpace(r[1]), r[2]
 		}
-		if path == "adapter.NAME.driver" {
+		if path == "adapter.NAME.driver" || path == "filter.NAME.driver" {
 			driver = strings.Trim(value, `"`)
 		}
 		i := slices.IndexFunc(keys, func(k config.KeyDoc) bool {
@@ -104,11 +104,15 @@ func checkKeys(name, text string, keys []config.KeyDoc) []error {
 	return errs
 }
 
-// general is a table with NAME for the name in it: adapter.lan0 is adapter.NAME.
+// general is a table with NAME and PORT for the names in it: adapter.lan0 is
+// adapter.NAME.
 func general(table string) string {
-	parts := strings.SplitN(table, ".", 3)
+	parts := strings.SplitN(table, ".", 4)
 	if len(parts) > 1 {
 		parts[1] = "NAME"
+	}
+	if len(parts) > 3 && parts[2] == "port" {
+		parts[3] = "PORT"
 	}
 	return strings.Join(parts, ".")
 }

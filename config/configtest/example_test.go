@@ -22,8 +22,12 @@ mode = "0600"      # octal
 [log]
 #level = "info"    # how much
 #format = "console" # or json
+#[filter.f]
+#driver = "drop"    # required: which
+#rate = 0           # how many
 #[adapter.a]
 #driver = "wire"    # required: which
+#filters = ["f"]    # example: x
 #interface = "eth0" # example: device
 #poll = "300s"      # how often
 #[adapter.b]
@@ -32,6 +36,7 @@ mode = "0600"      # octal
 #members = ["a", "b"] # required: x
 #mode = "team"     # x
 #failback = "always" # x
+#balance = "active-backup" # x
 #hold = "1s"       # x
 #up_delay = "0s"   # x
 #down_delay = "0s" # x
@@ -46,31 +51,67 @@ mode = "0600"      # octal
 #mac_age = "300s"  # x
 #mac_limit = 8192  # x
 #mac = ""          # x
+#vlan = 0          # x
+#snooping = true   # x
+#loop_guard = true # x
+#loop_hold = "30s" # x
+#[bridge.d.port.c]
+#access = 0        # x
+#trunk = []        # x
+#native = 0        # x
+#mac_limit = 0     # x
+#storm_broadcast = 0 # x
+#storm_multicast = 0 # x
+#storm_unknown = 0 # x
 #[interface.e]
 #on = "d"          # required: x
 #addresses = ["192.0.2.1/24"] # example: x
 #mtu = 0           # x
+#masquerade = false # x
+#masquerade6 = false # x
 #[[route]]
 #to = "default"    # required: x
 #via = "192.0.2.2" # required: x
 #interface = ""    # x
 #metric = 0        # x
+#[[forward]]
+#interface = "e"   # required: x
+#protocol = "tcp"  # required: x
+#port = "80"       # required: x
+#to = "192.0.2.3:80" # required: x
+[nat]
+#flows = 65536     # x
+#tcp = "7440s"     # x
+#tcp_transitory = "240s" # x
+#udp = "30s"       # x
+#udp_stream = "120s" # x
+#icmp = "30s"      # x
+[fault]
+#allow = false     # x
+#longest = "1h"    # x
 `
 
 func TestCheckExample(t *testing.T) {
+	filters := []ndiscore.FilterDriver{{Name: "drop", NewOptions: func() any {
+		return &struct {
+			Rate int `toml:"rate"`
+		}{}
+	}}}
 	drivers := []ndiscore.Driver{{Name: "wire", NewOptions: func() any { return &options{Poll: 5 * time.Minute} }}}
 	for _, tt := range []struct{ name, old, new, want string }{
 		{"right", "", "", ""},
-		{"not the default", "mac_limit = 8192", "mac_limit = 8193", "ex:31: bridge.NAME.mac_limit = 8193: the default is 8192"},
+		{"not the default", "mac_limit = 8192", "mac_limit = 8193", "ex:36: bridge.NAME.mac_limit = 8193: the default is 8192"},
 		{"missing", "#poll = \"300s\"      # how often\n", "", "the key adapter.NAME.poll of driver wire is missing"},
-		{"no remark", "metric = 0        # x", "metric = 0", "ex:41: route.metric has no remark"},
-		{"required", "# required: which", "# which", "adapter.NAME.driver is required"},
+		{"a filter's default", "rate = 0 ", "rate = 1 ", "filter.NAME.rate = 1: the default is 0"},
+		{"a port's default", "access = 0 ", "access = 1 ", "does not look at VLANs"},
+		{"no remark", "metric = 0        # x", "metric = 0", "ex:60: route.metric has no remark"},
+		{"required", "# required: which", "# which", "filter.NAME.driver is required"},
 		{"invalid", "# octal", "# octal\n#mod = 1", "control.mod: unknown key"},
 		{"not the defaults", `#level = "info"`, `level = "debug"`, "does not equal the defaults"},
 		{"default not marked", `# example: device`, `# device`, `adapter.NAME.interface = "eth0": the default is ""`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := configtest.CheckExample("ex", []byte(strings.Replace(example, tt.old, tt.new, 1)), drivers)
+			err := configtest.CheckExample("ex", []byte(strings.Replace(example, tt.old, tt.new, 1)), drivers, filters...)
 			switch {
 			case tt.want == "" && err != nil:
 				t.Error(err)
