@@ -39,6 +39,13 @@ func (a *announcer) cancelLocked() {
 	}
 }
 
+// announce starts a round of announcements of what stands on p.
+func (r *Router) announce(p *plug, why string) {
+	if n := p.port.Load(); n != nil {
+		r.announceAddresses(n, why)
+	}
+}
+
 // announceAddresses starts a round of announcements, instead of one that may
 // be under way. It does not block: it may be called on the packet path, and
 // sends from the clock's goroutines ("stack announce": each ends by itself).
@@ -61,20 +68,22 @@ func (r *Router) announceNow(p *port, first bool, why string) {
 		return
 	}
 	defer p.gate.leave()
-	p.refreshStation()
-	mac := p.station.Load().mac
+	s := p.station.Load()
+	if s.mac != p.attributes().MAC {
+		return // the feeder has yet to take over the new one, and announces it then
+	}
 	t := r.senders.get()
 	if t == nil {
 		return // the next round makes up for it
 	}
 	defer r.senders.put(t)
-	for _, n := range p.addresses {
+	for _, n := range s.addresses {
 		i := len(t.batch.Frames)
 		f := &t.frames[i]
 		if n.Addr().Is4() {
-			buildGratuitousARP(f, t.room[i][:], mac, n.Addr())
+			buildGratuitousARP(f, t.room[i][:], s.mac, n.Addr())
 		} else {
-			buildUnsolicitedNA(f, t.room[i][:], mac, n.Addr())
+			buildUnsolicitedNA(f, t.room[i][:], s.mac, n.Addr())
 		}
 		t.batch.Append(f)
 		r.stats.announced.Add(1)
@@ -86,20 +95,9 @@ func (r *Router) announceNow(p *port, first bool, why string) {
 		t.flush(p)
 	}
 	if first {
-		for _, n := range p.addresses {
-			r.config.Event("address.announced", p.iface.config.Name, "", n.Addr().String(), why)
+		for _, n := range s.addresses {
+			r.config.Event("address.announced", p.iface.name, "", n.Addr().String(), why)
 		}
-	}
-}
-
-// refreshStation takes over the adapter's MAC if it has changed. The gate must
-// have been entered.
-func (p *port) refreshStation() {
-	if p.binding == nil {
-		return
-	}
-	if m := p.binding.Attributes().MAC; m != p.station.Load().mac && !m.IsGroup() && !m.IsZero() {
-		p.station.Store(newStation(m))
 	}
 }
 

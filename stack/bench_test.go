@@ -53,7 +53,7 @@ func BenchmarkPunt(b *testing.B) {
 			}
 			table, _ := testFIB(1500)
 			r.fib.Store(table)
-			p := newPort(r.ifaces[0], nil, "a", ndiscore.Attributes{MAC: macA, MTU: 1500})
+			p := newPort(r.ifaces[0], &r.ifaces[0].config, newPlug("a", "a", nil, fixed(ndiscore.Attributes{MAC: macA, MTU: 1500})))
 			batch := ndiscore.NewBatch(nil)
 			for range 32 {
 				batch.Append(f.frame())

@@ -43,31 +43,77 @@
 // from what is bound, a few times an hour. A panic on netstack's own goroutines
 // cannot be caught and ends the process.
 //
-// # Links and announcements
+// # Neighbours
+//
+// netstack keeps 512 neighbours per NIC and version of IP and forgets the one that
+// was used longest ago: on a larger network that costs questions, not packets. What
+// neighbors.go adds, from a mirror of that table:
+//
+//   - In IPv4 netstack does not follow a neighbour that announces another MAC, and
+//     sends to the old one for half a minute. Here any ARP packet is heeded (RFC 826).
+//   - While it asks for a neighbour, it holds 256 packets for it, of any length, for
+//     64 neighbours. Here their bytes are bounded (counter neighbor.full).
+//   - With more than 64 questions it gives up on one on a goroutine of its own, which
+//     must not be (see newView: packets of others left with a TTL of 255). Here the
+//     oldest is given up before that, by the feeder.
+//
+// # Links, announcements and change
 //
 // An interface without carrier keeps its NIC, addresses and neighbours; its
-// routes are withdrawn, so that others take over or the sender is told. When a
-// binding starts, and when an adapter says that its network has changed, every
-// address of the interface is announced: gratuitous ARP, and unsolicited
-// neighbour advertisements.
+// routes are withdrawn, so that others take over or the sender is told. Of the
+// routes to one prefix that are alive, a connected one wins, then the smallest
+// metric, then the first listed. When a binding starts, when an adapter says that
+// its network has changed, and when a MAC or an address is new, the addresses of
+// the interface are announced: gratuitous ARP, and unsolicited neighbour
+// advertisements.
+//
+// A plug is an adapter that the core has bound to us, a port an interface that
+// stands on it. Configuration (Apply, AddRoute) and adapters (Status) only say what
+// should be; the feeder compares it with what is (reconcile) and changes no more
+// than the difference. What a port is at the moment, its station, is replaced whole.
 //
 // # Goroutines
 //
 //   - stack feeder: started by Start, stopped by Close, which waits for it; waits
 //     for the punt queue, commands and Close. Polls shortly before it sleeps.
 //   - stack announce: the clock's; each ends by itself after a few sends.
-//   - netstack's own: packets that waited for ARP, the workers of its TCP; they end
-//     with Close.
+//   - netstack's own: the workers of its TCP; they end with Close. What waited for
+//     a neighbour leaves on the feeder, since netstack's timers run there.
 //
-// Locks: Router.mu (binding of interfaces) is never held across a call. The punt
-// queue's, an endpoint's, a port's and an announcer's are leaves, held for a few
-// instructions, once per batch or burst on the packet path.
+// Locks: Router.mu (configuration and bindings) is held across no call but a look at
+// a plug, whose lock is held while it asks the core for attributes. The punt
+// queue's, an endpoint's, the neighbour mirror's and an announcer's are leaves, held
+// for a few instructions, once per batch or burst on the packet path.
 //
 // # Accounting
 //
 // A frame is dropped here with a reason, or delivered: from then on it is
 // netstack's, whose own counters are in Stats. A punted packet whose interface
 // was unbound before its turn counts as orphaned.
+//
+// # Regression tests
+//
+// Each way in which netstack, or a link below, is known to have broken a router has
+// a test that is named after it:
+//
+//	TestRegressionEndpointErrors      the link returns an error: netstack panics on 42 of its 45
+//	TestRegressionLinkDown            a link goes down while packets are forwarded over it
+//	TestRegressionForeignMAC          frames for other stations
+//	TestRegressionRemovalUnderFlood   a NIC goes and comes a thousand times under full traffic
+//	TestRegressionTTL                 a time to live of 0, 1 and 2
+//	TestRegressionTooBig              the MTU that the source is told
+//	TestRegressionCorruptChecksum     a corrupt packet stays corrupt
+//	TestRegressionPartialChecksum     an open checksum, and a port that cannot finish it
+//	TestRegressionSuperFrame          64 KiB, and a port that cannot cut them
+//	TestRegressionGSOProbeFailure     a port that refuses super-frames although it offered to take them
+//	TestRegressionFragmentsAndGRE     what has no ports
+//	TestRegressionNeighborMove        a neighbour with another MAC
+//	TestRegressionManyNeighbors       more neighbours than netstack keeps
+//	TestRegressionNeighborFlood       65,536 stations that do not exist
+//	TestRegressionWaitingBytes        what waits for them
+//	TestRegressionKernel…             the same with the kernel's own stack on both sides
+//
+// FuzzReceive and FuzzLinkInput look for more of them.
 //
 // # Not here yet
 //

@@ -31,7 +31,7 @@ var _ netstack.LinkEndpoint = (*endpoint)(nil)
 
 func newEndpoint(r *Router, p *port) *endpoint {
 	e := &endpoint{router: r, port: p}
-	e.mtu.Store(uint32(p.mtu))
+	e.mtu.Store(uint32(p.station.Load().mtu))
 	return e
 }
 
@@ -42,7 +42,7 @@ func newEndpoint(r *Router, p *port) *endpoint {
 // netstack reads the MTU per forwarded packet, within the delivery.
 func (e *endpoint) MTU() uint32 { return e.mtu.Load() }
 
-// SetMTU is not used: the MTU of a binding does not change.
+// SetMTU is not used: the feeder stores the MTU of the port.
 func (*endpoint) SetMTU(uint32) {}
 
 // MaxHeaderLength is the room that netstack leaves for AddHeader.
@@ -193,6 +193,9 @@ func (e *endpoint) abandon() {
 
 // send sends the batch of t and gives t back.
 func (e *endpoint) send(t *sender) {
+	if edge := e.port.iface.edge.Load(); edge != nil {
+		e.port.iface.stats.nat.Add(uint64(t.translate(edge)))
+	}
 	n := len(t.batch.Frames)
 	sent, refused := t.flush(e.port)
 	e.router.senders.put(t)

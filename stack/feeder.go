@@ -4,16 +4,21 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strconv"
 	"time"
 
 	"go.uber.org/zap"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
 // feeder is what belongs to the feeder goroutine alone.
 type feeder struct {
 	net      *instance
-	rebuilds []time.Time // of the last hour
-	states   map[string]string
+	ifaces   []*iface             // as of the last reconcile; none but these has a live port
+	statics  []static             // likewise
+	rebuilds []time.Time          // of the last hour
+	told     map[RouteInfo]string // "alive" or "withdrawn", as last told, by identity
 	burst    [puntBurst]punted
 	next     int // of burst: what is delivered
 	n        int // of burst
@@ -29,7 +34,6 @@ const spinRounds = 100
 // RemoveNIC never meets a delivery of ours.
 func (r *Router) feederLoop() {
 	defer close(r.ended)
-	r.feed.states = map[string]string{}
 	r.rebuild("start")
 	for {
 		if r.stale.Load() {
@@ -79,11 +83,14 @@ func (r *Router) spin() bool {
 	return false
 }
 
-// runDue runs netstack's timers that have run down.
+// runDue runs netstack's timers that have run down, and those that they start for
+// at once.
 func (r *Router) runDue() {
-	for _, c := range r.due.take() {
-		if !c.clock.dead.Load() && !r.dead.Load() {
-			r.guarded(c.f)
+	for r.due.some.Load() {
+		for _, c := range r.due.take() {
+			if !c.clock.dead.Load() && !r.dead.Load() {
+				r.guarded(c.f)
+			}
 		}
 	}
 }
@@ -124,7 +131,7 @@ func (r *Router) deliverBurst() bool {
 	clear(f.burst[:f.n])
 	if f.n > 1 {
 		r.bursting.Store(false)
-		for _, i := range r.ifaces {
+		for _, i := range f.ifaces {
 			if i.live != nil && i.live.ep != nil {
 				i.live.ep.endBurst()
 			}
@@ -145,6 +152,9 @@ func (r *Router) deliverAll() {
 // deliver hands one packet to netstack, which runs it to its end: to the
 // endpoint of another NIC, to a local socket, or to a reply.
 func (r *Router) deliver(it *punted) {
+	if r.feed.net.neighbors.asking.Load() >= maxQuestions {
+		r.limitQuestions()
+	}
 	e := it.in.ep
 	if e == nil || e.up.Load() == nil {
 		r.stats.orphans.Add(1) // its interface was unbound meanwhile
@@ -155,12 +165,19 @@ func (r *Router) deliver(it *punted) {
 	if r.poison != nil {
 		r.poison(it.in)
 	}
+	switch {
+	case it.pkt.NetworkProtocolNumber == header.ARPProtocolNumber:
+		r.noticeMove(it)
+	case !r.mayWait(it):
+		it.pkt.DecRef()
+		return
+	}
 	up := *e.up.Load()
 	if it.super != nil && it.super.ep != nil {
 		out := it.super.ep
 		out.mtu.Store(maxMTU)
 		up.DeliverNetworkPacket(it.pkt.NetworkProtocolNumber, it.pkt)
-		out.mtu.Store(uint32(it.super.mtu))
+		out.mtu.Store(uint32(it.super.station.Load().mtu))
 	} else {
 		up.DeliverNetworkPacket(it.pkt.NetworkProtocolNumber, it.pkt)
 	}
@@ -193,7 +210,7 @@ func (r *Router) panicked(v any, trace []byte) {
 func (r *Router) rebuild(why string) {
 	f := &r.feed
 	first := f.net == nil
-	for _, i := range r.ifaces {
+	for _, i := range f.ifaces {
 		if i.live == nil {
 			continue
 		}
@@ -255,8 +272,8 @@ func (r *Router) die(err error) {
 // end takes everything down when the router is closed.
 func (r *Router) end() {
 	r.mu.Lock()
-	for _, i := range r.ifaces {
-		i.port = nil
+	for _, p := range r.plugs {
+		r.plugOutLocked(p)
 	}
 	r.mu.Unlock()
 	if !r.dead.Load() {
@@ -269,47 +286,109 @@ func (r *Router) end() {
 	r.queue.drain()
 }
 
-// reconcile makes netstack's NICs those of the ports that are bound, and its
-// routes those that are alive.
+// reconcile makes netstack's NICs those of the ports that are bound, as they are
+// configured and as their adapters are now, and its routes those that are alive.
+// What has not changed is not touched.
 func (r *Router) reconcile() {
 	if r.dead.Load() {
 		return
 	}
+	f := &r.feed
 	r.mu.Lock()
-	want := make([]*port, len(r.ifaces))
+	ifaces, statics := r.ifaces, r.statics
+	ports, now := make([]*port, len(ifaces)), make([]*station, len(ifaces))
 	noMLD := false
-	for n, i := range r.ifaces {
-		want[n] = i.port
-		noMLD = noMLD || i.port != nil && i.port.mtu < minMTUIPv6
-	}
-	r.mu.Unlock()
-	noMLD = noMLD && r.feed.net.mld
-	for n, i := range r.ifaces {
-		if i.live != nil && (noMLD || i.live != want[n]) {
-			r.feed.net.removeNIC(i.id) // closes the endpoint
-			i.live.ep = nil
-			i.live = nil
+	for n, i := range ifaces {
+		i.used, ports[n] = i.config, i.port
+		if p := i.port; p != nil {
+			now[n] = newStation(&i.used, p.attributes())
+			noMLD = noMLD || !now[n].hasIPv6()
 		}
 	}
+	r.mu.Unlock()
+	noMLD = noMLD && f.net.mld
+	for _, i := range f.ifaces {
+		n := slices.Index(ifaces, i)
+		if p := i.live; p != nil && (noMLD || n < 0 || p != ports[n] || p.station.Load().hasIPv6() != now[n].hasIPv6()) {
+			r.removeNIC(i)
+		}
+	}
+	f.ifaces, f.statics = ifaces, statics
 	if noMLD {
-		old := r.feed.net
+		old := f.net
 		if err := r.install(false); err != nil {
 			r.die(err)
 			return
 		}
 		old.destroy()
 	}
-	net := r.feed.net
-	for n, i := range r.ifaces {
-		p := want[n]
-		if p == nil || i.live == p {
+	for n, i := range ifaces {
+		p := ports[n]
+		if p == nil {
 			continue
 		}
-		// Known before it is used: should netstack panic now, rebuild closes it.
-		p.ep, i.live = newEndpoint(r, p), p
-		if p.err = net.addNIC(i.id, p, p.ep); p.err != nil {
-			p.ep, i.live = nil, nil
+		was := p.station.Swap(now[n])
+		if i.live == p && !was.equal(now[n]) {
+			if p.err = f.net.changeNIC(i.id, was, now[n]); p.err != nil {
+				r.log.Error("interface rebuilt", zap.String("interface", i.name), zap.Error(p.err))
+				r.removeNIC(i)
+			} else {
+				p.ep.mtu.Store(uint32(now[n].mtu))
+			}
 		}
+		if i.live != p {
+			// Known before it is used: should netstack panic now, rebuild closes it.
+			p.ep, i.live = newEndpoint(r, p), p
+			if p.err = f.net.addNIC(i.id, p, p.ep); p.err != nil {
+				p.ep, i.live = nil, nil
+			}
+		}
+		r.tellChanges(p, was, now[n])
 	}
 	r.reroute()
+}
+
+func (r *Router) removeNIC(i *iface) {
+	r.feed.net.removeNIC(i.id) // closes the endpoint
+	i.live.ep = nil
+	i.live = nil
+}
+
+// tellChanges raises an event for what is new of p, and tells its network.
+func (r *Router) tellChanges(p *port, was, now *station) {
+	if was.equal(now) {
+		return
+	}
+	tell := func(what, from, to string) { r.config.Event(what, p.iface.name, from, to, "") }
+	announce := was.mac != now.mac
+	if announce {
+		tell("interface.mac", was.mac.String(), now.mac.String())
+	}
+	if was.mtu != now.mtu {
+		tell("interface.mtu", strconv.Itoa(was.mtu), strconv.Itoa(now.mtu))
+	}
+	if was.hasIPv6() != now.hasIPv6() {
+		tell("interface.ipv6", onOff(was.hasIPv6()), onOff(now.hasIPv6()))
+	}
+	for _, a := range was.addresses {
+		if !slices.Contains(now.addresses, a) {
+			tell("address.removed", a.String(), "")
+		}
+	}
+	for _, a := range now.addresses {
+		if !slices.Contains(was.addresses, a) {
+			tell("address.added", "", a.String())
+			announce = true
+		}
+	}
+	if announce {
+		r.announceAddresses(p, "interface changed")
+	}
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
 }

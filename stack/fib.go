@@ -6,7 +6,10 @@ import (
 	"net/netip"
 	"slices"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
+
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/stack/nat"
 )
 
 // fib is the forwarding table as workers see it: immutable, replaced whole by
@@ -29,8 +32,10 @@ const (
 // fibEntry is what is known of a destination.
 type fibEntry struct {
 	kind   fibKind
-	mtu    int   // of egress
-	egress *port // for fibForward
+	edge   *nat.Edge     // for fibLocal: the NAT that may have something to say about it, or nil
+	mtu    int           // of egress
+	egress *port         // for fibForward
+	via    tcpip.Address // for fibForward: the next hop, zero if that is the destination
 }
 
 // key is an address as a number; IPv4 uses lo alone.

@@ -66,6 +66,11 @@ type bareRouter struct {
 	batch  *ndiscore.Batch
 }
 
+// fixed is an adapter whose attributes never change.
+func fixed(a ndiscore.Attributes) func() ndiscore.Attributes {
+	return func() ndiscore.Attributes { return a }
+}
+
 func newBareRouter(t testing.TB, o Options, mtuA, mtuB int) *bareRouter {
 	o.Logger = zap.NewNop()
 	r, err := New(o)
@@ -77,20 +82,20 @@ func newBareRouter(t testing.TB, o Options, mtuA, mtuB int) *bareRouter {
 	}
 	d := &bareRouter{Router: r, wa: &checkedWire{mtu: mtuA}, wb: &checkedWire{mtu: mtuB}, worker: new(ndiscore.Worker)}
 	bind := func(name string, w wire, mac ndiscore.MAC, mtu int) *port {
-		p, err := r.bind(context.Background(), name, name, w, ndiscore.Attributes{MAC: mac, MTU: mtu, Link: connectedLink()})
+		p, err := r.bind(context.Background(), name, name, w, fixed(ndiscore.Attributes{MAC: mac, MTU: mtu, Link: connectedLink()}))
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.open(context.Background(), p)
-		return p
+		return p.port.Load()
 	}
 	d.a = bind("a", d.wa, macA, mtuA)
 	d.b = bind("b", d.wb, macB, mtuB)
 	d.batch = ndiscore.NewBatch(d.worker)
 	d.batch.Borrowed = true
 	t.Cleanup(func() {
-		r.unbind(context.Background(), d.a)
-		r.unbind(context.Background(), d.b)
+		r.unbind(context.Background(), d.a.plug)
+		r.unbind(context.Background(), d.b.plug)
 		close(r.stop)
 		<-r.ended
 	})

@@ -7,6 +7,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/stack/nat"
 )
 
 // class is a priority of the punt queue, the most urgent first.
@@ -38,6 +39,8 @@ type verdict struct {
 	tooBig   int    // with DropTooBig: the MTU to tell the source
 	super    *port  // leaves as a super-frame that fits this port's MTU segment by segment
 	group    bool   // the destination MAC is a group address
+
+	edge *nat.Edge // it is for an address of this one, and not examined further: see examine
 }
 
 // Fields of PacketBuffer.Mark, which survives netstack's forwarding copy where
@@ -95,6 +98,15 @@ const splitAt = 128
 // What netstack itself drops soundly (martians, its own addresses as source, no
 // route) is left to it.
 func (t *fib) check(mac ndiscore.MAC, f *ndiscore.Frame) (v verdict) {
+	return t.judge(mac, f, false)
+}
+
+// checkAfterNAT is check for a frame that NAT has seen.
+func (t *fib) checkAfterNAT(mac ndiscore.MAC, f *ndiscore.Frame) verdict {
+	return t.judge(mac, f, true)
+}
+
+func (t *fib) judge(mac ndiscore.MAC, f *ndiscore.Frame, final bool) (v verdict) {
 	l2, why := ndiscore.ParseL2(f.Head)
 	if why != ndiscore.DropNone {
 		return verdict{drop: why}
@@ -108,7 +120,7 @@ func (t *fib) check(mac ndiscore.MAC, f *ndiscore.Frame) (v verdict) {
 	case l2.Tags != 0:
 		return verdict{drop: ndiscore.DropUnknownNetwork}
 	}
-	p := packet{f: f, h: f.Head[ndiscore.EthernetHeader:], size: f.Len() - ndiscore.EthernetHeader}
+	p := packet{f: f, h: f.Head[ndiscore.EthernetHeader:], size: f.Len() - ndiscore.EthernetHeader, final: final}
 	switch l2.EtherType {
 	case ndiscore.EtherTypeARP:
 		if len(p.h) < arpLength {
@@ -141,6 +153,16 @@ type packet struct {
 	later    bool // a fragment but the first
 	df       bool
 	v6       bool
+	final    bool // NAT has nothing to do with it any more
+}
+
+// forNAT reports whether NAT has to see p first, which is for e.
+func (p *packet) forNAT(e *fibEntry, v *verdict) bool {
+	if e == nil || e.edge == nil || p.final || v.group {
+		return false
+	}
+	v.class, v.edge = classLocal, e.edge
+	return true
 }
 
 func (t *fib) checkIPv4(p *packet, v *verdict) ndiscore.DropReason {
@@ -161,7 +183,9 @@ func (t *fib) checkIPv4(p *packet, v *verdict) ndiscore.DropReason {
 	var e *fibEntry
 	if h[16] >= 224 {
 		v.class = classBroadcast // multicast, 255.255.255.255, and class E, which netstack drops
-	} else if e = t.v4.lookup(key4(h[16:20])); e == nil || e.kind == fibForward {
+	} else if e = t.v4.lookup(key4(h[16:20])); p.forNAT(e, v) {
+		return ndiscore.DropNone
+	} else if e == nil || e.kind == fibForward {
 		v.class = classForward
 	} else if v.class = classLocal; e.kind == fibBroadcast {
 		v.class = classBroadcast
@@ -192,7 +216,9 @@ func (t *fib) checkIPv6(p *packet, v *verdict) ndiscore.DropReason {
 	var e *fibEntry
 	if h[24] == 0xff {
 		v.class = classBroadcast
-	} else if e = t.v6.lookup(key6(h[24:40])); e != nil && e.kind == fibLocal {
+	} else if e = t.v6.lookup(key6(h[24:40])); p.forNAT(e, v) {
+		return ndiscore.DropNone
+	} else if e != nil && e.kind == fibLocal {
 		v.class = classLocal
 	} else {
 		v.class = classForward

@@ -14,7 +14,7 @@ import (
 
 // testFIB is the table of testOptions with b's MTU.
 func testFIB(mtu int) (*fib, *port) {
-	b := &port{mtu: mtu}
+	b := &port{}
 	host := func(s string, k fibKind) fibRoute {
 		a := netip.MustParseAddr(s)
 		return fibRoute{netip.PrefixFrom(a, a.BitLen()), &fibEntry{kind: k}}

@@ -104,7 +104,7 @@ func (a *memAdapter) sentSoFar() []ndiscore.Frame {
 // before it.
 func (a *memAdapter) await(t testing.TB, what string, want func(*ndiscore.Frame) bool) *ndiscore.Frame {
 	t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(20 * time.Second)
 	for {
 		a.mu.Lock()
 		for i := range a.sent {
@@ -124,7 +124,7 @@ func (a *memAdapter) await(t testing.TB, what string, want func(*ndiscore.Frame)
 			for _, f := range a.sent {
 				seen = append(seen, decode(&f).String())
 			}
-			t.Fatalf("%s: no %s in 5 s; sent: %s", a.name, what, strings.Join(seen, "\n"))
+			t.Fatalf("%s: no %s in 20 s; sent: %s", a.name, what, strings.Join(seen, "\n"))
 		}
 	}
 }
@@ -187,6 +187,14 @@ func newBed(t testing.TB, o Options, mtuA, mtuB int) *bed {
 
 func newBedWith(t testing.TB, o Options, mtuA, mtuB int, before func(*Router)) *bed {
 	t.Helper()
+	return newBedOn(t, o, ndiscore.Attributes{MTU: mtuA, Transmit: ndiscore.CapAll}, ndiscore.Attributes{MTU: mtuB, Transmit: ndiscore.CapAll}, before)
+}
+
+// newBedOn makes a bed of two adapters that are as a and b say.
+func newBedOn(t testing.TB, o Options, a, b ndiscore.Attributes, before func(*Router)) *bed {
+	t.Helper()
+	a.MAC, a.Link, a.Receive = macA, connectedLink(), ndiscore.CapAll
+	b.MAC, b.Link, b.Receive = macB, connectedLink(), ndiscore.CapAll
 	d := &bed{t: t, events: &recorder{}}
 	if o.Event == nil {
 		o.Event = d.events.add
@@ -202,8 +210,7 @@ func newBedWith(t testing.TB, o Options, mtuA, mtuB int, before func(*Router)) *
 	}
 	d.router = r
 	before(r)
-	d.a = newMemAdapter("a", ndiscore.Attributes{MAC: macA, MTU: mtuA, Link: connectedLink(), Transmit: ndiscore.CapAll, Receive: ndiscore.CapAll})
-	d.b = newMemAdapter("b", ndiscore.Attributes{MAC: macB, MTU: mtuB, Link: connectedLink(), Transmit: ndiscore.CapAll, Receive: ndiscore.CapAll})
+	d.a, d.b = newMemAdapter("a", a), newMemAdapter("b", b)
 	ctx, cancel := context.WithCancel(context.Background())
 	d.core = ndiscore.New(ndiscore.Options{})
 	ran := make(chan struct{})

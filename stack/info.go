@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -24,6 +25,9 @@ type InterfaceInfo struct {
 	Addresses []netip.Prefix     `json:"addresses"` // with the link-local one while bound
 	Up        bool               `json:"up"`        // bound, and its link connected
 	Link      ndiscore.LinkState `json:"link"`
+
+	Masquerade  bool `json:"masquerade,omitempty"`
+	Masquerade6 bool `json:"masquerade6,omitempty"`
 }
 
 // RouteKind says where a route comes from.
@@ -54,6 +58,17 @@ func (i RouteInfo) String() string {
 	return fmt.Sprintf("%s via %s dev %s", i.To, i.Via, i.Interface)
 }
 
+// identity is what tells i from other routes.
+func (i RouteInfo) identity() RouteInfo {
+	i.Alive, i.Why = false, ""
+	return i
+}
+
+// compare orders routes by destination.
+func (i RouteInfo) compare(o RouteInfo) int {
+	return cmp.Or(i.To.Addr().Compare(o.To.Addr()), i.To.Bits()-o.To.Bits())
+}
+
 // NeighborInfo is one entry of the neighbour tables (ARP and ND).
 type NeighborInfo struct {
 	Interface string       `json:"interface"`
@@ -70,11 +85,13 @@ func (r *Router) Interfaces() []InterfaceInfo {
 	infos := make([]InterfaceInfo, 0, len(r.ifaces))
 	for _, i := range r.ifaces {
 		n := InterfaceInfo{
-			Name: i.config.Name, On: i.config.On, MTU: i.config.MTU, Addresses: slices.Clone(i.config.Addresses),
+			Name: i.name, On: i.config.On, MTU: i.config.MTU, Addresses: slices.Clone(i.config.Addresses),
+			Masquerade: i.config.Masquerade, Masquerade6: i.config.Masquerade6,
 		}
 		if p := i.port; p != nil {
-			n.Adapter, n.MAC, n.MTU = p.on, p.station.Load().mac, p.mtu
-			n.Addresses = slices.Clone(p.addresses)
+			s := p.station.Load()
+			n.Adapter, n.MAC, n.MTU = p.on, s.mac, s.mtu
+			n.Addresses = slices.Clone(s.addresses)
 			n.Link = p.linkState()
 			n.Up = n.Link.Connected()
 		}
@@ -106,7 +123,7 @@ func (r *Router) neighbors() []NeighborInfo {
 	var infos []NeighborInfo
 	net := r.feed.net
 	now, mono := net.clock.Now(), net.clock.NowMonotonic()
-	for _, i := range r.ifaces {
+	for _, i := range r.feed.ifaces {
 		if i.live == nil {
 			continue
 		}
@@ -117,7 +134,7 @@ func (r *Router) neighbors() []NeighborInfo {
 			}
 			for _, e := range entries {
 				n := NeighborInfo{
-					Interface: i.config.Name, IP: goAddress(e.Addr), State: e.State.String(),
+					Interface: i.name, IP: goAddress(e.Addr), State: e.State.String(),
 					Updated: now.Add(-mono.Sub(e.UpdatedAt)),
 				}
 				copy(n.MAC[:], e.LinkAddr)
@@ -145,6 +162,8 @@ func (r *Router) Stats() map[string]uint64 {
 		"orphaned":        r.stats.orphans.Load(),
 		"panics":          r.stats.panics.Load(),
 		"announced":       r.stats.announced.Load(),
+		"neighbor.moved":  r.stats.moves.Load(),
+		"neighbor.full":   r.stats.impatient.Load(),
 		"too_big.sent":    r.stats.tooBigSent.Load(),
 		"too_big.limited": r.stats.tooBigMuted.Load(),
 		"send.no_sender":  r.senders.empty.Load(),
@@ -157,12 +176,19 @@ func (r *Router) Stats() map[string]uint64 {
 		m[name+"high_frames"] = q.highFrames.Load()
 		m[name+"high_bytes"] = q.highBytes.Load()
 	}
-	for _, i := range r.ifaces {
-		s, name := &i.stats, "send."+i.config.Name+"."
+	r.mu.Lock()
+	ifaces := r.ifaces
+	r.mu.Unlock()
+	for _, i := range ifaces {
+		s, name := &i.stats, "send."+i.name+"."
 		m[name+"frames"] = s.sent.Load()
 		m[name+"refused"] = s.refused.Load()
 		m[name+"closed"] = s.closed.Load()
 		m[name+"no_sender"] = s.noSender.Load()
+		m[name+"nat"] = s.nat.Load()
+	}
+	for name, n := range r.nat.Stats() {
+		m["nat."+name] = n
 	}
 	net := r.stack.Load()
 	if net == nil {

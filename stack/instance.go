@@ -2,7 +2,9 @@ package stack
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +27,8 @@ type instance struct {
 	s     *netstack.Stack
 	clock *feederClock
 	mld   bool
+
+	neighbors *neighborTable
 }
 
 // newInstance makes a netstack without NICs. With mld it reports the multicast
@@ -32,7 +36,7 @@ type instance struct {
 // solicitations from it. But then no NIC may have an MTU too small for IPv6: for
 // such a one netstack makes reports without end, on a timer of its own.
 func newInstance(c ndiscore.Clock, due *dueQueue, mld bool) (*instance, error) {
-	i := &instance{clock: &feederClock{Clock: netClock(c), due: due}, mld: mld}
+	i := &instance{clock: &feederClock{Clock: netClock(c), due: due}, mld: mld, neighbors: newNeighborTable()}
 	i.s = netstack.New(netstack.Options{
 		NetworkProtocols: []netstack.NetworkProtocolFactory{
 			ipv4.NewProtocol,
@@ -48,6 +52,7 @@ func newInstance(c ndiscore.Clock, due *dueQueue, mld bool) (*instance, error) {
 			icmp.NewProtocol4, icmp.NewProtocol6, tcp.NewProtocol, udp.NewProtocol,
 		},
 		Clock:       i.clock,
+		NUDDisp:     i.neighbors,
 		HandleLocal: true,
 	})
 	for _, p := range []tcpip.NetworkProtocolNumber{ipv4.ProtocolNumber, ipv6.ProtocolNumber} {
@@ -60,10 +65,11 @@ func newInstance(c ndiscore.Clock, due *dueQueue, mld bool) (*instance, error) {
 
 // addNIC gives netstack the interface of p.
 func (i *instance) addNIC(id tcpip.NICID, p *port, e *endpoint) error {
-	if err := i.s.CreateNICWithOptions(id, e, netstack.NICOptions{Name: p.iface.config.Name}); err != nil {
+	if err := i.s.CreateNICWithOptions(id, e, netstack.NICOptions{Name: p.iface.name}); err != nil {
 		return fmt.Errorf("create NIC: %w", goError(err))
 	}
-	if p.mtu < minMTUIPv6 {
+	s := p.station.Load()
+	if !s.hasIPv6() {
 		// It is to see nothing of this NIC.
 		v6, err := i.s.GetNetworkEndpoint(id, ipv6.ProtocolNumber)
 		if err != nil {
@@ -72,16 +78,43 @@ func (i *instance) addNIC(id tcpip.NICID, p *port, e *endpoint) error {
 		}
 		v6.Disable()
 	}
-	for _, a := range p.addresses {
-		pa := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddressWithPrefix{
-			Address: netAddress(a.Addr()), PrefixLen: a.Bits(),
-		}}
-		if a.Addr().Is6() {
-			pa.Protocol = ipv6.ProtocolNumber
-		}
-		if err := i.s.AddProtocolAddress(id, pa, netstack.AddressProperties{}); err != nil {
+	for _, a := range s.addresses {
+		if err := i.addAddress(id, a); err != nil {
 			i.removeNIC(id)
-			return fmt.Errorf("address %s: %w", a, goError(err))
+			return err
+		}
+	}
+	return nil
+}
+
+func (i *instance) addAddress(id tcpip.NICID, a netip.Prefix) error {
+	pa := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddressWithPrefix{
+		Address: netAddress(a.Addr()), PrefixLen: a.Bits(),
+	}}
+	if a.Addr().Is6() {
+		pa.Protocol = ipv6.ProtocolNumber
+	}
+	if err := i.s.AddProtocolAddress(id, pa, netstack.AddressProperties{}); err != nil {
+		return fmt.Errorf("address %s: %w", a, goError(err))
+	}
+	return nil
+}
+
+// changeNIC makes another station of a NIC: what stays is not touched. Both must
+// be able to do IPv6, or neither. An error leaves the NIC in between.
+func (i *instance) changeNIC(id tcpip.NICID, was, now *station) error {
+	for _, a := range was.addresses {
+		if !slices.Contains(now.addresses, a) {
+			if err := i.s.RemoveAddress(id, netAddress(a.Addr())); err != nil {
+				return fmt.Errorf("remove address %s: %w", a, goError(err))
+			}
+		}
+	}
+	for _, a := range now.addresses {
+		if !slices.Contains(was.addresses, a) {
+			if err := i.addAddress(id, a); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -143,9 +176,17 @@ type feederClock struct {
 	dead atomic.Bool
 }
 
-// AfterFunc implements tcpip.Clock.
+// AfterFunc implements tcpip.Clock. What is due at once takes no way around by a
+// goroutine.
 func (c *feederClock) AfterFunc(d time.Duration, f func()) tcpip.Timer {
-	return c.Clock.AfterFunc(d, func() { c.due.push(dueCall{c, f}) })
+	push := func() { c.due.push(dueCall{c, f}) }
+	if d > 0 {
+		return c.Clock.AfterFunc(d, push)
+	}
+	t := c.Clock.AfterFunc(math.MaxInt64, push) // for its Reset
+	t.Stop()
+	push()
+	return t
 }
 
 // dueQueue holds the timers that have run down until the feeder comes to them.

@@ -39,23 +39,35 @@ func prefixes(s ...string) (p []netip.Prefix) {
 // route starts the router and returns when the hosts reach each other.
 func route(t testing.TB, mtuB int) (a, b *lab.Host, core *ndiscore.Core, r *stack.Router) {
 	t.Helper()
+	_, a, b, core, r = routeIn(t, mtuB)
+	return a, b, core, r
+}
+
+// twoNetworks is how the router of route is configured.
+func twoNetworks() stack.Options {
+	return stack.Options{Interfaces: []stack.Interface{
+		{Name: "a", On: "left", Addresses: prefixes("10.1.0.1/24", "2001:db8:1::1/64")},
+		{Name: "b", On: "right", Addresses: prefixes("10.2.0.1/24", "2001:db8:2::1/64")},
+	}}
+}
+
+// routeIn is route, and tells the lab.
+func routeIn(t testing.TB, mtuB int) (l *lab.Lab, a, b *lab.Host, core *ndiscore.Core, r *stack.Router) {
+	t.Helper()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	l := lab.NewTest(t)
+	l = lab.NewTest(t)
 	a, b = l.Host("a"), l.Host("b")
 	must(l.Veth(l.Here(), "left", a, "eth0", lab.VethOptions{}))
 	must(l.Veth(l.Here(), "right", b, "eth0", lab.VethOptions{MTU: mtuB}))
 	must(a.AddAddr("eth0", "10.1.0.2/24", "2001:db8:1::2/64"))
 	must(b.AddAddr("eth0", "10.2.0.2/24", "2001:db8:2::2/64"))
 
-	r, err := stack.New(stack.Options{Interfaces: []stack.Interface{
-		{Name: "a", On: "left", Addresses: prefixes("10.1.0.1/24", "2001:db8:1::1/64")},
-		{Name: "b", On: "right", Addresses: prefixes("10.2.0.1/24", "2001:db8:2::1/64")},
-	}})
+	r, err := stack.New(twoNetworks())
 	must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	core = ndiscore.New(ndiscore.Options{})
@@ -82,7 +94,7 @@ func route(t testing.TB, mtuB int) (a, b *lab.Host, core *ndiscore.Core, r *stac
 	for _, dst := range []netip.Addr{farB4, farB6} {
 		must(a.WaitReachable(t.Context(), dst))
 	}
-	return a, b, core, r
+	return l, a, b, core, r
 }
 
 func bothVersions(t *testing.T, v4, v6 netip.Addr, f func(t *testing.T, dst netip.Addr)) {

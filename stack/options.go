@@ -14,14 +14,16 @@ import (
 type Options struct {
 	Interfaces []Interface
 	Routes     []Route
-	Limits     Limits // zero values mean the defaults
+	Forwards   []Forward // published ports
+	Limits     Limits    // zero values mean the defaults
+	NAT        NATLimits // likewise
 
 	Logger *zap.Logger    // nil: no log
 	Clock  ndiscore.Clock // nil: ndiscore.SystemClock
 
 	// Event is told what happens to the router, one state change a call:
-	// "interface.bound", "interface.unbound", "interface.link", "interface.ipv6", "route.alive", "route.withdrawn",
-	// "address.announced", "router.rebuilt". It must not block and must not
+	// "interface.bound", "interface.unbound", "interface.link", "interface.ipv6", "interface.mac", "interface.mtu",
+	// "route.alive", "route.withdrawn", "address.announced", "address.added", "address.removed", "router.rebuilt", "nat.full", "nat.flushed". It must not block and must not
 	// call the router. May be nil.
 	Event func(what, iface, from, to, why string)
 	// Fatal is called once, when netstack has panicked more often than
@@ -36,6 +38,9 @@ type Interface struct {
 	On        string         // the adapter, bundle or bridge that it stands on
 	Addresses []netip.Prefix // the router's own, IPv4 and IPv6, with the length of their network
 	MTU       int            // bytes of layer-3 packet; 0, or more than the adapter's, means the adapter's
+
+	Masquerade  bool // IPv4 that leaves by it does so with an address of its own
+	Masquerade6 bool // so does IPv6
 }
 
 // Route is one static route.
@@ -145,10 +150,23 @@ func (o *Options) Validate() error {
 			}
 		}
 	}
+	listed := map[Route]bool{}
 	for i := range o.Routes {
-		if _, err := o.routeInterface(&o.Routes[i]); err != nil {
+		c, err := o.routeInterface(&o.Routes[i])
+		if err != nil {
 			errs = append(errs, err)
+			continue
 		}
+		r := o.Routes[i]
+		r.Interface = c.Name
+		if listed[r] {
+			bad("route to %s: metric %d: listed twice", r.To, r.Metric)
+		}
+		listed[r] = true
+	}
+	c := o.natConfig()
+	if err := c.Validate(); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

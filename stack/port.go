@@ -3,6 +3,7 @@ package stack
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,97 +16,117 @@ import (
 // wire is the part of a binding that carries frames out.
 type wire interface{ Send(*ndiscore.Batch) }
 
-// port is an interface while it is bound: one Binding, one netstack NIC.
+// plug is an adapter that the core has bound to us. An interface stands on it,
+// unless the configuration has taken that away and the core has yet to unbind.
+type plug struct {
+	target string // what we asked to be bound to
+	on     string // the adapter bound to
+	wire   wire
+	gate   gate // open while sends may start
+
+	port atomic.Pointer[port] // the interface on it, or nil; written under Router.mu
+
+	ask   func() ndiscore.Attributes // what the adapter states of itself now
+	mu    sync.Mutex                 // guards attrs; ask may be called under it
+	attrs ndiscore.Attributes        // as of the last look
+}
+
+// newPlug makes a plug that is closed for sends.
+func newPlug(target, adapter string, w wire, ask func() ndiscore.Attributes) *plug {
+	p := &plug{target: target, on: adapter, wire: w, ask: ask}
+	p.gate.init()
+	p.look()
+	return p
+}
+
+// look takes over what the adapter states of itself, and reports whether the
+// feeder has to act on it. Indications may overtake each other on their way
+// here, and the look that a restart takes; under the lock the last look sees the
+// newest.
+func (p *plug) look() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a := p.ask()
+	if !p.attrs.MAC.IsZero() && !isStation(a.MAC) {
+		a.MAC = p.attrs.MAC // of two bad choices the one that may still work
+	}
+	was := p.attrs
+	p.attrs = a
+	return was.MAC != a.MAC || was.MTU != a.MTU || was.Link.Connected() != a.Link.Connected()
+}
+
+func (p *plug) attributes() ndiscore.Attributes {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.attrs
+}
+
+func (p *plug) linkState() ndiscore.LinkState { return p.attributes().Link }
+
+func isStation(m ndiscore.MAC) bool { return !m.IsZero() && !m.IsGroup() }
+
+// port is an interface while it stands on a plug: one netstack NIC.
 type port struct {
-	iface *iface
-	wire  wire
-	on    string // the adapter bound to
-	mtu   int    // the interface's real MTU
-	gate  gate   // open while sends may start
-
-	binding *ndiscore.Binding // wire, once Bind has succeeded; nil in tests without a core
-
-	station   atomic.Pointer[station]
-	addresses []netip.Prefix // configured ones that this port can have, and the link-local one
-	announce  announcer
-
-	mu   sync.Mutex // guards link; Binding.Attributes may be called under it
-	link ndiscore.LinkState
+	*plug
+	iface    *iface
+	station  atomic.Pointer[station] // never nil
+	announce announcer
 
 	// The feeder's own.
-	ep  *endpoint
-	err error // why it has no endpoint
+	ep  *endpoint // nil while netstack has no NIC for it
+	err error     // why
 }
 
-// station is the link-layer address of a port in both notations: netstack asks
-// for its own once per packet.
+// newPort makes the port of i, which is configured as c, on p.
+func newPort(i *iface, c *Interface, p *plug) *port {
+	n := &port{plug: p, iface: i}
+	n.station.Store(newStation(c, p.attributes()))
+	return n
+}
+
+// station is what a port is on its network. It is immutable, and replaced whole
+// by the feeder when the configuration or the adapter changes.
 type station struct {
-	mac  ndiscore.MAC
-	link tcpip.LinkAddress
+	mac       ndiscore.MAC
+	link      tcpip.LinkAddress // mac, as netstack asks for it with each packet
+	mtu       int               // the interface's real one
+	addresses []netip.Prefix    // configured ones that the MTU allows, and the link-local one
 }
 
-func newStation(m ndiscore.MAC) *station {
-	return &station{mac: m, link: tcpip.LinkAddress(m[:])}
-}
-
-// newPort makes the port of i on an adapter. It is closed for sends.
-func newPort(i *iface, w wire, adapter string, a ndiscore.Attributes) *port {
-	p := &port{iface: i, wire: w, on: adapter, mtu: a.MTU, link: a.Link}
-	if i.config.MTU != 0 {
-		p.mtu = min(p.mtu, i.config.MTU)
+func newStation(c *Interface, a ndiscore.Attributes) *station {
+	s := &station{mac: a.MAC, link: tcpip.LinkAddress(a.MAC[:]), mtu: min(max(a.MTU, minMTU), maxMTU)}
+	if c.MTU != 0 {
+		s.mtu = min(s.mtu, c.MTU)
 	}
-	p.gate.init()
-	p.station.Store(newStation(a.MAC))
 	linkLocal := false
-	for _, n := range i.config.Addresses {
+	for _, n := range c.Addresses {
 		if n.Addr().Is6() {
-			if p.mtu < minMTUIPv6 {
+			if !s.hasIPv6() {
 				continue
 			}
 			linkLocal = linkLocal || n.Addr().IsLinkLocalUnicast()
 		}
-		p.addresses = append(p.addresses, n)
+		s.addresses = append(s.addresses, n)
 	}
-	if p.mtu >= minMTUIPv6 && !linkLocal {
-		ll := header.LinkLocalAddr(p.station.Load().link)
-		p.addresses = append(p.addresses, netip.PrefixFrom(netip.AddrFrom16(ll.As16()), 64))
+	if s.hasIPv6() && !linkLocal {
+		ll := header.LinkLocalAddr(s.link)
+		s.addresses = append(s.addresses, netip.PrefixFrom(netip.AddrFrom16(ll.As16()), 64))
 	}
-	return p
+	return s
 }
 
-func (p *port) linkState() ndiscore.LinkState {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.link
+func (s *station) hasIPv6() bool { return s.mtu >= minMTUIPv6 }
+
+func (s *station) equal(o *station) bool {
+	return s.mac == o.mac && s.mtu == o.mtu && slices.Equal(s.addresses, o.addresses)
 }
 
-// setLink stores s and reports whether the link came or went.
-func (p *port) setLink(s ndiscore.LinkState) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	changed := p.link.Connected() != s.Connected()
-	p.link = s
-	return changed
-}
-
-// look stores the link as its adapter last said it, and reports whether it came
-// or went. Indications may overtake each other on their way here, and the look
-// that a restart takes; under the lock the last look sees the newest.
-func (p *port) look() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s := p.binding.Attributes().Link
-	changed := p.link.Connected() != s.Connected()
-	p.link = s
-	return changed
-}
-
-// source is the address of p that an error about a packet from remote is sent
+// source is the address that an error about a packet from remote is sent
 // from (RFC 1812 4.3.2.4, RFC 4443 2.2): the one in remote's network, else the
 // first global one, else any.
-func (p *port) source(remote netip.Addr) (netip.Addr, bool) {
+func (s *station) source(remote netip.Addr) (netip.Addr, bool) {
 	var best netip.Addr
-	for _, n := range p.addresses {
+	for _, n := range s.addresses {
 		a := n.Addr()
 		if a.Is4() != remote.Is4() {
 			continue

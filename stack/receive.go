@@ -9,12 +9,17 @@ import (
 	netstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/stack/nat"
 )
 
 // Receive takes frames on the worker that received them: checks, copies, punts.
 func (r *Router) Receive(b *ndiscore.Binding, batch *ndiscore.Batch) {
-	if p, ok := b.Context().(*port); ok {
-		r.receive(p, batch)
+	if p, ok := b.Context().(*plug); ok {
+		if n := p.port.Load(); n != nil {
+			r.receive(n, batch)
+		} else {
+			batch.DropAll(ndiscore.DropNoReceiver)
+		}
 	}
 	if !batch.Borrowed {
 		b.Return(batch)
@@ -31,10 +36,11 @@ func (r *Router) receive(p *port, batch *ndiscore.Batch) {
 	var items [ndiscore.BatchFrames]punted
 	var from [ndiscore.BatchFrames]*ndiscore.Frame
 	n := 0
+	var own *nat.Copy
 	for _, f := range batch.Frames {
-		v := t.check(mac, f)
+		v := t.examine(p, mac, f, &own)
 		if v.drop == ndiscore.DropTooBig {
-			r.answerTooBig(p, batch.Worker, f, &v)
+			r.answerTooBig(p, batch.Worker, f, &v.verdict) // in the words of its source: untranslated
 		}
 		if v.drop == ndiscore.DropNone && r.queue.full(v.class) {
 			r.queue.refuse(v.class)
@@ -44,9 +50,13 @@ func (r *Router) receive(p *port, batch *ndiscore.Batch) {
 			f.Drop(v.drop)
 			continue
 		}
-		items[n] = punted{pkt: copyIn(f, &v), in: p, super: v.super, bytes: v.l3len, class: v.class}
+		items[n] = punted{pkt: copyIn(v.frame, &v.verdict), in: p, super: v.super, bytes: v.l3len, class: v.class}
 		from[n] = f
 		n++
+	}
+	if own != nil {
+		own.Release()
+		copies.Put(own)
 	}
 	if n == 0 {
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,22 +14,22 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/stack/nat"
 )
 
 // Router is the protocol driver: a gVisor netstack bound to adapters.
 type Router struct {
-	config Options
+	config Options // as given to New; what of it can change is in ifaces and statics
 	limits Limits
 	log    *zap.Logger
 	clock  ndiscore.Clock
 
-	ifaces  []*iface // in configured order; fixed
-	statics []static // fixed
 	queue   *puntQueue
 	due     dueQueue // netstack's timers, on their way to the feeder
 	senders senders
 	tooBig  limiter
 	stats   routerStats
+	nat     *nat.Table
 
 	fib      atomic.Pointer[fib]         // never nil
 	routes   atomic.Pointer[[]RouteInfo] // as of the last reroute
@@ -39,11 +40,16 @@ type Router struct {
 	stale    atomic.Bool // links changed: the feeder has to reroute
 	commands chan *command
 
-	mu      sync.Mutex // guards the rest, and iface.port
-	started bool
-	closed  bool
-	stop    chan struct{} // closed by Close
-	ended   chan struct{} // closed when the feeder has ended
+	mu       sync.Mutex // guards the rest, and what iface says
+	ifaces   []*iface   // in configured order; replaced, never changed in place
+	statics  []static   // likewise
+	plugs    []*plug    // what the core has bound
+	lastNIC  tcpip.NICID
+	natTimer ndiscore.Timer // tells nat the time; nil while there is nothing to tell
+	started  bool
+	closed   bool
+	stop     chan struct{} // closed by Close
+	ended    chan struct{} // closed when the feeder has ended
 
 	feed feeder // the feeder's own
 
@@ -54,12 +60,19 @@ type Router struct {
 
 // iface is one configured interface.
 type iface struct {
+	name  string
+	id    tcpip.NICID // no other interface ever has it
+	stats sendStats
+	edge  atomic.Pointer[nat.Edge] // its NAT; nil when it has none
+
+	// Guarded by Router.mu.
 	config Interface
-	id     tcpip.NICID
-	port   *port  // what it is bound to, or nil; guarded by Router.mu
-	live   *port  // what netstack has a NIC for; the feeder's own
-	state  string // as last told: "up", "down", "unbound"; the feeder's own
-	stats  sendStats
+	port   *port // what it stands on, or nil
+
+	// The feeder's own.
+	used  Interface // config as of the last reconcile
+	live  *port     // what netstack has a NIC for
+	state string    // as last told: "up", "down", "unbound"
 }
 
 // sendStats counts what netstack sent out of an interface.
@@ -68,6 +81,7 @@ type sendStats struct {
 	refused  atomic.Uint64 // not taken by it: the core says why
 	closed   atomic.Uint64 // given up because the binding was paused or gone
 	noSender atomic.Uint64 // given up because too many goroutines sent at a time
+	nat      atomic.Uint64 // given up by NAT, which counts why
 }
 
 // static is a configured route and where it leads.
@@ -76,8 +90,13 @@ type static struct {
 	iface *iface
 }
 
+// same reports whether a and b are one route.
+func (a static) same(b static) bool {
+	return a.To == b.To && a.Via == b.Via && a.iface == b.iface && a.Metric == b.Metric
+}
+
 type routerStats struct {
-	panics, orphans, delivered, announced, tooBigSent, tooBigMuted atomic.Uint64
+	panics, orphans, delivered, announced, tooBigSent, tooBigMuted, moves, impatient atomic.Uint64
 }
 
 var _ ndiscore.Protocol = (*Router)(nil)
@@ -118,16 +137,10 @@ func New(o Options) (*Router, error) {
 		stop:     make(chan struct{}),
 		ended:    make(chan struct{}),
 	}
-	for i, c := range o.Interfaces {
-		r.ifaces = append(r.ifaces, &iface{config: c, id: tcpip.NICID(i + 1)})
-	}
-	for i := range o.Routes {
-		c, err := o.routeInterface(&o.Routes[i])
-		if err != nil {
-			return nil, err
-		}
-		r.statics = append(r.statics, static{o.Routes[i], r.interfaceNamed(c.Name)})
-	}
+	r.nat = nat.New(nat.Options{Limits: o.NAT, Now: r.clock.Now(), Event: o.Event})
+	r.mu.Lock()
+	r.configureLocked(&o)
+	r.mu.Unlock()
 	r.queue = newPuntQueue(r.limits)
 	r.due.kick = r.queue.kick
 	r.tooBig.init(r.limits.TooBigPerSecond, r.limits.TooBigBurst)
@@ -136,17 +149,10 @@ func New(o Options) (*Router, error) {
 	return r, nil
 }
 
-func (r *Router) interfaceNamed(name string) *iface {
-	for _, i := range r.ifaces {
-		if i.config.Name == name {
-			return i
-		}
-	}
-	return nil
-}
-
-// Targets are the names to bind to (ndiscore.ProtocolSpec).
+// Targets are the names to bind to (ndiscore.ProtocolSpec, Core.SetTargets).
 func (r *Router) Targets() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	names := make([]string, 0, len(r.ifaces))
 	for _, i := range r.ifaces {
 		names = append(names, i.config.On)
@@ -167,6 +173,7 @@ func (r *Router) start(newWorker func(name string) (*ndiscore.Worker, error)) er
 		return fmt.Errorf("stack: start: %w", err)
 	}
 	r.started = true
+	r.tickLocked()
 	go r.feederLoop() // goroutine "stack feeder": ended by Close, which waits for it
 	return nil
 }
@@ -181,18 +188,18 @@ func (r *Router) Close() {
 		return
 	}
 	r.closed = true
-	var ports []*port
-	for _, i := range r.ifaces {
-		if i.port != nil {
-			ports = append(ports, i.port)
-		}
+	if r.natTimer != nil {
+		r.natTimer.Stop()
 	}
+	plugs := slices.Clone(r.plugs)
 	r.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
 	defer cancel()
-	for _, p := range ports {
-		p.announce.stop()
+	for _, p := range plugs {
+		if i := p.port.Load(); i != nil {
+			i.announce.stop()
+		}
 		if err := p.gate.close(ctx); err != nil {
 			r.log.Error("a send did not return", zap.String("adapter", p.on), zap.Error(err))
 		}
@@ -211,96 +218,122 @@ const closeLimit = 5 * time.Second
 
 // Bind makes the netstack NIC of the interface that wants this adapter.
 func (r *Router) Bind(ctx context.Context, b *ndiscore.Binding) error {
-	p, err := r.bind(ctx, b.Target(), b.Adapter(), b, b.Attributes())
+	p, err := r.bind(ctx, b.Target(), b.Adapter(), b, b.Attributes)
 	if err != nil {
 		return err
 	}
-	p.binding = b
 	b.SetContext(p)
 	if err := b.SetPacketFilter(ctx, ndiscore.FilterStation); err != nil {
 		r.unbind(ctx, p)
-		return fmt.Errorf("stack: interface %s: packet filter of %s: %w", p.iface.config.Name, p.on, err)
+		return fmt.Errorf("stack: packet filter of %s: %w", p.on, err)
 	}
 	return nil
 }
 
-func (r *Router) bind(ctx context.Context, target, adapter string, w wire, a ndiscore.Attributes) (*port, error) {
-	var i *iface
-	for _, c := range r.ifaces {
-		if c.config.On == target {
-			i = c
-		}
-	}
-	fail := func(err error) (*port, error) {
+func (r *Router) bind(ctx context.Context, target, adapter string, w wire, ask func() ndiscore.Attributes) (*plug, error) {
+	fail := func(err error) (*plug, error) {
 		return nil, fmt.Errorf("stack: bind to %s: %w", adapter, err)
 	}
-	switch {
-	case i == nil:
-		return fail(fmt.Errorf("no interface is on %s: %w", target, ndiscore.ErrNotFound))
+	p := newPlug(target, adapter, w, ask)
+	switch a := p.attributes(); {
 	case a.MTU < minMTU || a.MTU > maxMTU:
 		return fail(fmt.Errorf("its MTU is %d, IP needs %d..%d: %w", a.MTU, minMTU, maxMTU, ndiscore.ErrNotSupported))
-	case a.MAC.IsZero() || a.MAC.IsGroup():
+	case !isStation(a.MAC):
 		return fail(fmt.Errorf("%s is no station's MAC: %w", a.MAC, ndiscore.ErrNotSupported))
 	}
-	p := newPort(i, w, adapter, a)
 	r.mu.Lock()
-	if i.port != nil {
+	i := r.standsOnLocked(target)
+	switch {
+	case i == nil:
 		r.mu.Unlock()
-		return fail(fmt.Errorf("interface %s is bound to %s: %w", i.config.Name, i.port.on, ndiscore.ErrExists))
+		return fail(fmt.Errorf("no interface is on %s: %w", target, ndiscore.ErrNotFound))
+	case i.port != nil:
+		r.mu.Unlock()
+		return fail(fmt.Errorf("interface %s is bound to %s: %w", i.name, i.port.on, ndiscore.ErrExists))
 	}
-	i.port = p
+	r.plugs = append(r.plugs, p)
+	n := r.plugInLocked(i, p)
 	r.mu.Unlock()
-	err := r.do(ctx, r.reconcile)
-	if err == nil {
-		// do has passed this goroutine what the feeder wrote.
-		err = p.err
-	}
-	if err != nil {
-		r.mu.Lock()
-		i.port = nil
-		r.mu.Unlock()
-		r.stale.Store(true) // the feeder tidies up when it comes to it
-		r.queue.kick()
+	if err := r.update(ctx, n); err != nil {
+		r.unplug(p)
+		r.renew() // the feeder tidies up when it comes to it
 		return fail(err)
 	}
-	r.config.Event("interface.bound", i.config.Name, "", adapter, "")
-	if p.mtu < minMTUIPv6 {
-		r.config.Event("interface.ipv6", i.config.Name, "", "off", fmt.Sprintf("the mtu is %d, IPv6 needs %d", p.mtu, minMTUIPv6))
-	}
+	r.tellBound(n)
 	return p, nil
 }
 
 // Unbind removes the NIC. Its routes go with it.
 func (r *Router) Unbind(ctx context.Context, b *ndiscore.Binding) {
-	if p, ok := b.Context().(*port); ok {
+	if p, ok := b.Context().(*plug); ok {
 		r.unbind(ctx, p)
 	}
 }
 
-func (r *Router) unbind(ctx context.Context, p *port) {
-	p.announce.stop()
+func (r *Router) unbind(ctx context.Context, p *plug) {
 	err := p.gate.close(ctx)
-	r.mu.Lock()
-	if p.iface.port == p {
-		p.iface.port = nil
-	}
-	r.mu.Unlock()
+	n := r.unplug(p)
 	// When this fails the NIC goes later; the gate has cut it off already.
-	err = errors.Join(err, r.do(ctx, r.reconcile))
+	err = errors.Join(err, r.update(ctx))
 	if err != nil && !errors.Is(err, ErrNotRunning) {
 		r.log.Warn("interface unbound late", zap.String("adapter", p.on), zap.Error(err))
-		r.stale.Store(true)
-		r.queue.kick()
 	}
-	r.config.Event("interface.unbound", p.iface.config.Name, p.on, "", "")
+	if n != nil {
+		r.config.Event("interface.unbound", n.iface.name, p.on, "", "")
+	}
 }
 
-// Event opens a binding for sends, and closes it.
+// unplug forgets p, and returns what stood on it.
+func (r *Router) unplug(p *plug) *port {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.plugs = slices.DeleteFunc(slices.Clone(r.plugs), func(o *plug) bool { return o == p })
+	return r.plugOutLocked(p)
+}
+
+// standsOnLocked is the interface that is to stand on target, or nil.
+func (r *Router) standsOnLocked(target string) *iface {
+	for _, i := range r.ifaces {
+		if i.config.On == target {
+			return i
+		}
+	}
+	return nil
+}
+
+// plugInLocked puts i on p.
+func (r *Router) plugInLocked(i *iface, p *plug) *port {
+	n := newPort(i, &i.config, p)
+	i.port = n
+	p.port.Store(n)
+	return n
+}
+
+// plugOutLocked takes away what stands on p, and returns it.
+func (r *Router) plugOutLocked(p *plug) *port {
+	n := p.port.Load()
+	if n != nil {
+		n.announce.stop()
+		n.iface.port = nil
+		p.port.Store(nil)
+	}
+	return n
+}
+
+func (r *Router) tellBound(n *port) {
+	r.config.Event("interface.bound", n.iface.name, "", n.on, "")
+	if s := n.station.Load(); !s.hasIPv6() {
+		r.config.Event("interface.ipv6", n.iface.name, "", "off", fmt.Sprintf("the mtu is %d, IPv6 needs %d", s.mtu, minMTUIPv6))
+	}
+}
+
+// Event opens a binding for sends, and closes it. Other events need nothing
+// done: an adapter may go whenever it likes.
 func (r *Router) Event(ctx context.Context, b *ndiscore.Binding, ev ndiscore.NetEvent) error {
 	if b == nil {
 		return nil
 	}
-	p, ok := b.Context().(*port)
+	p, ok := b.Context().(*plug)
 	if !ok {
 		return nil
 	}
@@ -311,45 +344,34 @@ func (r *Router) Event(ctx context.Context, b *ndiscore.Binding, ev ndiscore.Net
 	case ndiscore.EventRestart:
 		p.look()
 		r.open(ctx, p)
-		r.announceAddresses(p, "adapter running")
+		r.announce(p, "adapter running")
 	}
 	return nil
 }
 
 // open lets p send, and brings the routes that use it to life.
-func (r *Router) open(ctx context.Context, p *port) {
+func (r *Router) open(ctx context.Context, p *plug) {
 	p.gate.open()
-	if r.do(ctx, r.reconcile) != nil { // then the feeder does it when it can
-		r.stale.Store(true)
-		r.queue.kick()
-	}
+	_ = r.update(ctx) // if not now, then when the feeder can
 }
 
 // SendComplete has nothing to do: all batches are sent borrowed.
 func (*Router) SendComplete(*ndiscore.Binding, *ndiscore.Batch) {}
 
-// Status takes notice of links and of failovers below.
+// Status takes notice of links, of failovers below, and of an adapter that has
+// another MAC or MTU now.
 func (r *Router) Status(b *ndiscore.Binding, s ndiscore.Status) {
-	if p, ok := b.Context().(*port); ok {
+	if p, ok := b.Context().(*plug); ok {
 		r.status(p, s)
 	}
 }
 
-func (r *Router) status(p *port, s ndiscore.Status) {
-	switch s := s.(type) {
-	case ndiscore.LinkState:
-		changed := false
-		if p.binding != nil {
-			changed = p.look()
-		} else {
-			changed = p.setLink(s)
-		}
-		if changed {
-			r.stale.Store(true)
-			r.queue.kick()
-		}
-	case ndiscore.NetworkChange:
-		r.announceAddresses(p, s.Why)
+func (r *Router) status(p *plug, s ndiscore.Status) {
+	if p.look() {
+		r.renew()
+	}
+	if s, ok := s.(ndiscore.NetworkChange); ok {
+		r.announce(p, s.Why)
 	}
 }
 
@@ -359,6 +381,32 @@ func (r *Router) status(p *port, s ndiscore.Status) {
 type command struct {
 	run  func()
 	done chan error // has room for the answer
+}
+
+// renew has the feeder reconcile when it comes to it.
+func (r *Router) renew() {
+	r.stale.Store(true)
+	r.queue.kick()
+}
+
+// update has the feeder reconcile, and waits for it. It is an error if one of
+// ports has no NIC then. When the feeder does not come to it in time, it will
+// later.
+func (r *Router) update(ctx context.Context, ports ...*port) error {
+	var bad error
+	err := r.do(ctx, func() {
+		r.reconcile()
+		for _, p := range ports {
+			if p.ep == nil {
+				bad = errors.Join(bad, p.err)
+			}
+		}
+	})
+	if err != nil {
+		r.renew()
+		return err
+	}
+	return bad // do has passed this goroutine what the feeder wrote
 }
 
 // do has the feeder run f between two deliveries, and waits for it.

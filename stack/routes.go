@@ -20,18 +20,19 @@ type candidate struct {
 // each route that came or went. The feeder calls it.
 func (r *Router) reroute() {
 	var all []candidate
-	down := make(map[*iface]string, len(r.ifaces))
-	for _, i := range r.ifaces {
-		down[i] = r.unusable(i)
-		for _, n := range i.config.Addresses {
-			all = append(all, candidate{iface: i, RouteInfo: RouteInfo{
-				To: n.Masked(), Interface: i.config.Name, Kind: RouteConnected,
-			}})
+	down := make(map[*iface]string, len(r.feed.ifaces))
+	for _, i := range r.feed.ifaces {
+		down[i] = unusable(i)
+		for k, n := range i.used.Addresses {
+			if slices.ContainsFunc(i.used.Addresses[:k], func(o netip.Prefix) bool { return o.Masked() == n.Masked() }) {
+				continue // a second address in one network
+			}
+			all = append(all, candidate{iface: i, RouteInfo: RouteInfo{To: n.Masked(), Interface: i.name, Kind: RouteConnected}})
 		}
 	}
-	for _, s := range r.statics {
+	for _, s := range r.feed.statics {
 		all = append(all, candidate{iface: s.iface, RouteInfo: RouteInfo{
-			To: s.To, Via: s.Via, Interface: s.iface.config.Name, Metric: s.Metric, Kind: RouteStatic,
+			To: s.To, Via: s.Via, Interface: s.iface.name, Metric: s.Metric, Kind: RouteStatic,
 		}})
 	}
 	// The order in which routes to one prefix are preferred.
@@ -47,7 +48,7 @@ func (r *Router) reroute() {
 
 	best := map[netip.Prefix]*candidate{}
 	var routes []fibRoute
-	for _, i := range r.ifaces {
+	for _, i := range r.feed.ifaces {
 		if i.live != nil {
 			routes = append(routes, ownAddresses(i.live)...)
 		}
@@ -56,8 +57,12 @@ func (r *Router) reroute() {
 	for n := range all {
 		c := &all[n]
 		c.Why = down[c.iface]
-		if c.Why == "" && c.To.Addr().Is6() && c.iface.live.mtu < minMTUIPv6 {
-			c.Why = fmt.Sprintf("the mtu is %d, IPv6 needs %d", c.iface.live.mtu, minMTUIPv6)
+		mtu := 0
+		if c.Why == "" {
+			s := c.iface.live.station.Load()
+			if mtu = s.mtu; c.To.Addr().Is6() && !s.hasIPv6() {
+				c.Why = fmt.Sprintf("the mtu is %d, IPv6 needs %d", mtu, minMTUIPv6)
+			}
 		}
 		c.Alive = c.Why == ""
 		if !c.Alive {
@@ -68,7 +73,7 @@ func (r *Router) reroute() {
 			continue
 		}
 		best[c.To] = c
-		routes = append(routes, fibRoute{c.To, &fibEntry{kind: fibForward, mtu: c.iface.live.mtu, egress: c.iface.live}})
+		routes = append(routes, fibRoute{c.To, &fibEntry{kind: fibForward, mtu: mtu, egress: c.iface.live, via: netAddress(c.Via)}})
 		subnet, err := tcpip.NewSubnet(netAddress(c.To.Addr()), tcpip.MaskFromBytes(netmask(c.To)))
 		if err != nil {
 			continue // not reached: To is masked
@@ -84,16 +89,20 @@ func (r *Router) reroute() {
 }
 
 // unusable says why no route may use i, or "".
-func (r *Router) unusable(i *iface) string {
+func unusable(i *iface) string {
 	if i.live == nil {
-		return fmt.Sprintf("%s is not bound", i.config.On)
+		return fmt.Sprintf("%s is not bound", i.used.On)
 	}
 	// Until it may send, netstack's first question for a neighbour would be lost,
 	// and it asks again only after a second.
 	if !i.live.gate.isOpen() {
-		return fmt.Sprintf("%s is paused", i.config.On)
+		return fmt.Sprintf("%s is paused", i.used.On)
 	}
-	if l := i.live.linkState(); !l.Connected() {
+	a := i.live.attributes()
+	if a.MTU < minMTU {
+		return fmt.Sprintf("the mtu of %s is %d, IP needs %d", i.used.On, a.MTU, minMTU)
+	}
+	if l := a.Link; !l.Connected() {
 		if l.Why != "" {
 			return "link down: " + l.Why
 		}
@@ -105,9 +114,13 @@ func (r *Router) unusable(i *iface) string {
 // ownAddresses are the table's entries for what netstack keeps.
 func ownAddresses(p *port) []fibRoute {
 	var routes []fibRoute
-	for _, n := range p.addresses {
+	for _, n := range p.station.Load().addresses {
 		a := n.Addr()
-		routes = append(routes, fibRoute{netip.PrefixFrom(a, a.BitLen()), &fibEntry{kind: fibLocal}})
+		own := &fibEntry{kind: fibLocal}
+		if !a.IsLinkLocalUnicast() || a.Is4() {
+			own.edge = p.iface.edge.Load()
+		}
+		routes = append(routes, fibRoute{netip.PrefixFrom(a, a.BitLen()), own})
 		if a.Is4() && n.Bits() < 31 {
 			b := lastAddr(n)
 			routes = append(routes, fibRoute{netip.PrefixFrom(b, 32), &fibEntry{kind: fibBroadcast}})
@@ -118,7 +131,7 @@ func ownAddresses(p *port) []fibRoute {
 
 // publishRoutes shows the table to Routes and raises events.
 func (r *Router) publishRoutes(all []candidate, down map[*iface]string) {
-	for _, i := range r.ifaces {
+	for _, i := range r.feed.ifaces {
 		state := "up"
 		if i.live == nil {
 			state = "unbound"
@@ -127,31 +140,36 @@ func (r *Router) publishRoutes(all []candidate, down map[*iface]string) {
 		}
 		// Binding and unbinding have events of their own.
 		if was := i.state; was != state && (was == "up" || was == "down") && state != "unbound" {
-			r.config.Event("interface.link", i.config.Name, was, state, i.live.linkState().Why)
+			r.config.Event("interface.link", i.name, was, state, i.live.linkState().Why)
 		}
 		i.state = state
 	}
 	infos := make([]RouteInfo, len(all))
-	states := make(map[string]string, len(all))
+	told := make(map[RouteInfo]string, len(all))
 	for n, c := range all {
 		infos[n] = c.RouteInfo
-		id := fmt.Sprintf("%s via %s dev %s metric %d %s", c.To, c.Via, c.Interface, c.Metric, c.Kind)
 		state := "withdrawn"
 		if c.Alive {
 			state = "alive"
 		}
-		states[id] = state
-		if was, known := r.feed.states[id]; was != state && (known || c.Alive) {
-			r.config.Event("route."+state, c.Interface, was, c.RouteInfo.String(), cmp.Or(c.Why, "its interface is up"))
+		id := c.identity()
+		told[id] = state
+		if was, known := r.feed.told[id]; was != state && (known || c.Alive) {
+			r.config.Event("route."+state, c.Interface, was, c.String(), cmp.Or(c.Why, "its interface is up"))
 		}
 	}
-	r.feed.states = states
-	slices.SortStableFunc(infos, func(a, b RouteInfo) int {
-		if c := a.To.Addr().Compare(b.To.Addr()); c != 0 {
-			return c
+	var deleted []RouteInfo
+	for id, was := range r.feed.told {
+		if told[id] == "" && was == "alive" {
+			deleted = append(deleted, id)
 		}
-		return a.To.Bits() - b.To.Bits()
-	})
+	}
+	slices.SortFunc(deleted, RouteInfo.compare)
+	for _, id := range deleted {
+		r.config.Event("route.withdrawn", id.Interface, "alive", id.String(), "deleted")
+	}
+	r.feed.told = told
+	slices.SortStableFunc(infos, RouteInfo.compare)
 	r.routes.Store(&infos)
 }
 

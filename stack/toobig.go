@@ -34,7 +34,7 @@ func (r *Router) answerTooBig(p *port, w *ndiscore.Worker, f *ndiscore.Frame, v 
 	if v6 {
 		src = netip.AddrFrom16([16]byte(h[8:24]))
 	}
-	from, ok := p.source(src)
+	from, ok := p.station.Load().source(src)
 	if !ok {
 		return
 	}

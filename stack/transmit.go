@@ -22,13 +22,15 @@ type sender struct {
 	worker *ndiscore.Worker
 	batch  *ndiscore.Batch
 	bytes  int
+	used   int // of frames, when NAT has taken some out of the batch
+	why    [ndiscore.BatchFrames]ndiscore.DropReason
 	frames [ndiscore.BatchFrames]ndiscore.Frame
 	held   [ndiscore.BatchFrames]*netstack.PacketBuffer
 	room   [ndiscore.BatchFrames][ndiscore.Headroom + headBytes]byte
 }
 
-// senders is a bounded pool of senders. netstack transmits on goroutines of its
-// own too (packets that waited for ARP), and nothing proves to
+// senders is a bounded pool of senders. netstack may transmit on goroutines of its
+// own too (the workers of its TCP), and so do announcements, and nothing proves to
 // WritePackets which one it runs on; but nearly always it is the feeder, one at
 // a time, and finds the sender that it used last in hot.
 type senders struct {
@@ -121,7 +123,7 @@ func (t *sender) full() bool { return t.batch.Full() || t.bytes >= sendBytes }
 // the packets that were held for it. It returns how many frames were sent, and
 // how many of those the device refused.
 func (t *sender) flush(p *port) (sent, refused int) {
-	if p.gate.enter() {
+	if len(t.batch.Frames) > 0 && p.gate.enter() {
 		t.batch.Worker = t.worker
 		p.wire.Send(t.batch)
 		p.gate.leave()
@@ -137,7 +139,7 @@ func (t *sender) flush(p *port) (sent, refused int) {
 }
 
 func (t *sender) reset() {
-	for i := range t.batch.Frames {
+	for i := range max(t.used, len(t.batch.Frames)) {
 		f := &t.frames[i]
 		clear(f.Segs) // they point into packets that others use next
 		f.Segs = f.Segs[:0]
@@ -147,5 +149,5 @@ func (t *sender) reset() {
 		}
 	}
 	t.batch.Reset()
-	t.bytes = 0
+	t.bytes, t.used = 0, 0
 }
