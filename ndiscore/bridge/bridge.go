@@ -2,8 +2,9 @@ package bridge
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,54 +12,37 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// Defaults of Options.
-const (
-	DefaultAge      = 300 * time.Second // IEEE 802.1D-2004 table 7-5
-	DefaultMACLimit = 8192
-	defaultMTU      = 1500
-	maxPorts        = 1024
-	minAge          = 100 * time.Millisecond
-	maxAge          = 7 * 24 * time.Hour // well within what the 32-bit coarse clock tells apart
-	maxMACLimit     = 1 << 20
-)
-
-// Options describe one bridge.
-type Options struct {
-	Name  string
-	Ports []string // adapters, bundles or bridges, in any order
-	// MAC is the virtual adapter's; zero derives a locally administered one
-	// from Name. Two machines with equally named bridges on one network need
-	// to be given different ones.
-	MAC      ndiscore.MAC
-	MTU      int            // of the virtual adapter; 0: the smallest of the ports' when it starts
-	Age      time.Duration  // an address not seen for so long is forgotten; 0: DefaultAge
-	MACLimit int            // most addresses learned; 0: DefaultMACLimit
-	Clock    ndiscore.Clock // nil: the core's
-	// Event hears what people may want to know, never on the packet path and
-	// never per frame; may be nil. It must not wait for the core.
-	Event func(what, port, from, to, why string)
-}
-
 // Bridge is a learning switch; see the package comment.
 type Bridge struct {
-	opts Options
-	fdb  *fdb
+	name  string
+	mac   ndiscore.MAC
+	own   uint64                  // mac as a key
+	nonce uint64                  // in the loop guard's probes: they are this bridge's
+	opts  atomic.Pointer[Options] // complete; replaced whole by Update
 
-	view    atomic.Pointer[view]                   // ports as the data path sees them; replaced whole
+	view    atomic.Pointer[view]                   // what the data path sees; replaced whole
 	handle  atomic.Pointer[ndiscore.AdapterHandle] // from Initialize to Halt
 	above   atomic.Pointer[ndiscore.AdapterHandle] // from Restart to Pause: frames may go up
 	filter  atomic.Uint32                          // ndiscore.PacketFilter of those bound above, united
 	scratch [ndiscore.MaxWorkers]atomic.Pointer[scratch]
+	snoop   snooper
 
 	news atomic.Int32 // link states to be told above, see tellLink
 
 	// The keeper's.
 	fullTold  bool // an event said that the table is full
 	announced atomic.Uint64
+	probes    atomic.Uint64
+	loops     atomic.Uint64
 
-	mu     sync.Mutex // guards all below, and replacing view; before fdb.mu, never taken on the packet path
-	ports  []*port    // by id, nil where nothing is bound
-	keeper *keeper    // from Initialize to Halt
+	updates sync.Mutex // one Update at a time; before mu
+	mu      sync.Mutex // guards all below, and replacing view and opts; before fdb.mu and snooper.mu, never taken on the packet path
+	names   []string   // by id, "" where the id is free
+	listed  []bool     // by id: it is a port; one that is no longer has its id until it is unbound
+	ports   []*port    // by id, nil where nothing is bound
+	keeper  *keeper    // from Initialize to Halt
+	mtu     int        // of the virtual adapter
+	mtuTold int        // … as those above know it; 0 before they are there, or mtuUnsure
 }
 
 var (
@@ -71,152 +55,123 @@ type port struct {
 	id      uint16
 	name    string
 	binding *ndiscore.Binding
-	up      atomic.Bool // running and connected: learned on, flooded to
+	up      atomic.Bool // running, connected and not shut: learned on, flooded to
 
-	running, connected bool // guarded by Bridge.mu
-	link               ndiscore.LinkState
+	macLimit atomic.Int32  // most addresses learned here; 0: no limit of its own
+	refused  atomic.Uint64 // frames of stations beyond it
+	buckets  [stormKinds]bucket
+	looped   atomic.Int32 // what the data path saw of a loop, see loop.go
+
+	storms   [stormKinds]episode // the keeper's
+	refusals episode             // the keeper's
+
+	running, connected, shut bool // guarded by Bridge.mu
+	link                     ndiscore.LinkState
+	reopen                   time.Time // when a shut port opens again
 }
 
-// view is the data path's list of ports: immutable.
+// view is what the data path knows: immutable, but for the tables it points to.
 type view struct {
-	byID  []*port // nil where nothing is bound
-	flood []*port // those that are up
+	vlan   uint16  // the virtual adapter's; 0: VLANs are not looked at
+	fdb    *fdb    // never nil
+	byID   []*port // nil where there is nothing in service
+	rules  []rules // by id
+	above  rules   // the virtual adapter's
+	flood  []*port // those that are up
+	snoop  bool    // group frames are looked at
+	guard  bool    // our own frames are looked out for
+	strict bool    // not every frame may leave by every port as it is: VLANs, or a port that is shut
+	limits bool    // some port has one
+	keeper *keeper // nil while the virtual adapter is halted; so are then snoop and guard
+}
+
+// rules are what the data path holds a port to.
+type rules struct {
+	untagged uint16  // VLAN of frames without a tag; 0: none, or VLANs are not looked at
+	tagged   VLANSet // VLANs of frames with one
+	storm    [stormKinds]*bucket
+	shut     bool // by the loop guard
 }
 
 // New makes a bridge. It does nothing until the core initialises it.
 func New(o Options) (*Bridge, error) {
-	if o.Age == 0 {
-		o.Age = DefaultAge
-	}
-	if o.MACLimit == 0 {
-		o.MACLimit = DefaultMACLimit
-	}
-	if o.MAC.IsZero() {
-		o.MAC = stableMAC(o.Name)
-	}
-	if o.Event == nil {
-		o.Event = func(string, string, string, string, string) {}
-	}
+	o.complete()
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", o.Name, err)
 	}
-	b := &Bridge{opts: o, fdb: newFDB(o.MACLimit), ports: make([]*port, len(o.Ports))}
-	b.fdb.setLocal(o.MAC.Key())
-	b.view.Store(&view{byID: make([]*port, len(o.Ports))})
+	o = o.clone()
+	b := &Bridge{name: o.Name, mac: o.MAC, own: o.MAC.Key(), nonce: rand.Uint64(), ports: make([]*port, len(o.Ports))}
+	b.names, b.listed, _ = rename(nil, nil, o.Ports) // cannot fail: nothing is bound yet
+	b.opts.Store(&o)
+	b.view.Store(&view{fdb: b.newTable(&o)})
+	b.publishLocked()
 	return b, nil
 }
 
-func (o *Options) check() error {
-	var errs []error
-	if o.Name == "" {
-		errs = append(errs, errors.New("a bridge needs a name"))
-	}
-	if len(o.Ports) > maxPorts {
-		errs = append(errs, fmt.Errorf("%d ports, at most %d are possible", len(o.Ports), maxPorts))
-	}
-	seen := make(map[string]bool)
-	for _, p := range o.Ports {
-		switch {
-		case p == o.Name:
-			errs = append(errs, errors.New("it cannot be its own port"))
-		case seen[p]:
-			errs = append(errs, fmt.Errorf("port %s is listed twice", p))
-		}
-		seen[p] = true
-	}
-	if o.MAC.IsGroup() {
-		errs = append(errs, fmt.Errorf("mac %s is a group address: its first byte must be even", o.MAC))
-	}
-	if o.MTU != 0 && (o.MTU < 68 || o.MTU > 65535) {
-		errs = append(errs, fmt.Errorf("mtu %d is not within 68…65535", o.MTU))
-	}
-	if o.Age < minAge || o.Age > maxAge {
-		errs = append(errs, fmt.Errorf("mac_age %s is not within %s…%s", o.Age, minAge, maxAge))
-	}
-	if o.MACLimit < 1 || o.MACLimit > maxMACLimit {
-		errs = append(errs, fmt.Errorf("mac_limit %d is not within 1…%d", o.MACLimit, maxMACLimit))
-	}
-	return errors.Join(errs...)
+// newTable makes an empty forwarding database that knows the bridge itself.
+func (b *Bridge) newTable(o *Options) *fdb {
+	t := newFDB(o.MACLimit, o.VLAN != 0)
+	t.setLocal(keyOf(b.own, o.VLAN))
+	return t
 }
 
-// stableMAC derives a locally administered address from a name.
-func stableMAC(name string) ndiscore.MAC {
-	return ndiscore.LocalMAC("vswitch bridge", name)
-}
+func (b *Bridge) table() *fdb { return b.view.Load().fdb }
 
 // Name is the bridge's name, and its virtual adapter's.
-func (b *Bridge) Name() string { return b.opts.Name }
+func (b *Bridge) Name() string { return b.name }
 
 // Kind names the virtual miniport's driver.
 func (b *Bridge) Kind() string { return "bridge" }
 
 // MAC is the virtual adapter's address.
-func (b *Bridge) MAC() ndiscore.MAC { return b.opts.MAC }
+func (b *Bridge) MAC() ndiscore.MAC { return b.mac }
 
 // Spec describes the lower edge to the core.
 func (b *Bridge) Spec() ndiscore.ProtocolSpec {
-	return ndiscore.ProtocolSpec{Name: "bridge " + b.opts.Name, Protocol: b, Targets: b.opts.Ports}
+	return ndiscore.ProtocolSpec{Name: "bridge " + b.name, Protocol: b, Targets: slices.Clone(b.opts.Load().Ports)}
 }
 
-// FDB lists the addresses that the bridge knows, in order.
-func (b *Bridge) FDB() []FDBEntry { return b.fdb.list(b.opts.Ports, b.opts.Name) }
+// publishLocked makes the ports' state visible to the data path; mu must be
+// held, except by New.
+func (b *Bridge) publishLocked() { b.publishTableLocked(b.table()) }
 
-// Flush forgets what was learned on a port, or on all with "", and reports how
-// many addresses that were.
-func (b *Bridge) Flush(port string) (int, error) {
-	n, found := 0, port == ""
-	for id, name := range b.opts.Ports {
-		if port == "" || port == name {
-			n += b.fdb.flush(uint16(id))
-			found = true
-		}
+// publishTableLocked is publishLocked with another forwarding database.
+func (b *Bridge) publishTableLocked(t *fdb) {
+	o := b.opts.Load()
+	// What needs the keeper's clock rests without it.
+	kept := b.keeper != nil
+	v := &view{
+		vlan: o.VLAN, strict: o.VLAN != 0, fdb: t, snoop: o.Snooping && kept, guard: o.LoopGuard && kept,
+		byID: make([]*port, len(b.ports)), rules: make([]rules, len(b.ports)), above: rules{untagged: o.VLAN}, keeper: b.keeper,
 	}
-	if !found {
-		return 0, fmt.Errorf("bridge %s: flush %s: %w: it is not a port", b.opts.Name, port, ndiscore.ErrNotFound)
-	}
-	return n, nil
-}
-
-// Stats counts what a bridge has done since it was made.
-type Stats struct {
-	Entries   int    `json:"entries"`   // addresses known now, without its own
-	Limit     int    `json:"limit"`     // most that are learned
-	Learned   uint64 `json:"learned"`   // new addresses
-	Moved     uint64 `json:"moved"`     // … seen on another port than before
-	Aged      uint64 `json:"aged"`      // … forgotten for silence
-	Flushed   uint64 `json:"flushed"`   // … forgotten because their port went down or away, or by request
-	Full      uint64 `json:"full"`      // … not learned for want of room
-	Flooded   uint64 `json:"flooded"`   // frames for a group or an unknown address
-	Copies    uint64 `json:"copies"`    // … copies of these, over all ports
-	Announced uint64 `json:"announced"` // reverse-ARP announcements sent
-}
-
-// Stats returns the counters.
-func (b *Bridge) Stats() Stats {
-	s := Stats{
-		Entries: int(b.fdb.entries.Load()), Limit: b.opts.MACLimit,
-		Learned: b.fdb.learned.Load(), Moved: b.fdb.moved.Load(),
-		Aged: b.fdb.aged.Load(), Flushed: b.fdb.flushed.Load(), Full: b.fdb.refused.Load(),
-		Announced: b.announced.Load(),
-	}
-	for i := range b.scratch {
-		if c := b.scratch[i].Load(); c != nil {
-			s.Flooded += c.flooded.Load()
-			s.Copies += c.copies.Load()
-		}
-	}
-	return s
-}
-
-// publishLocked makes the ports' state visible to the data path; mu must be held.
-func (b *Bridge) publishLocked() {
-	v := &view{byID: append([]*port(nil), b.ports...)}
-	for _, p := range b.ports {
+	for id, p := range b.ports {
 		if p == nil {
 			continue
 		}
-		p.up.Store(p.running && p.connected)
-		if p.running && p.connected {
+		p.up.Store(b.listed[id] && p.running && p.connected && !p.shut)
+		if !v.guard {
+			p.looped.Store(loopNone)
+		}
+		if !b.listed[id] {
+			continue
+		}
+		set, r := o.Port[p.name], &v.rules[id]
+		r.shut = p.shut
+		v.strict = v.strict || p.shut
+		p.macLimit.Store(int32(set.MACLimit))
+		if o.VLAN != 0 {
+			r.untagged, r.tagged = set.vlans(o.VLAN)
+		}
+		for kind, rate := range set.storm() {
+			p.buckets[kind].set(int64(rate))
+			if rate > 0 && kept {
+				r.storm[kind] = &p.buckets[kind]
+				v.limits = true
+			}
+		}
+		v.limits = v.limits || set.MACLimit > 0
+		v.byID[id] = p
+		if p.up.Load() {
 			v.flood = append(v.flood, p)
 		}
 	}
@@ -224,20 +179,26 @@ func (b *Bridge) publishLocked() {
 }
 
 // change alters the state of a bound port under the lock, publishes it,
-// forgets what was behind it if its link went down, and tells those above.
+// forgets what was behind it if it is no longer up, and tells those above.
 func (b *Bridge) change(p *port, f func()) {
 	b.mu.Lock()
 	if b.ports[p.id] != p {
 		b.mu.Unlock()
 		return // a late status: the port has been unbound
 	}
-	was := p.connected
+	was, reachable := p.up.Load(), p.connected && !p.shut
 	f()
 	b.publishLocked()
-	lost := was && !p.connected
+	lost := reachable && (!p.connected || p.shut)
+	found := !was && p.up.Load()
+	t := b.table()
 	b.mu.Unlock()
 	if lost {
-		b.fdb.flush(p.id)
+		t.flush(p.id)
+		b.snoop.forget(p.id)
+	}
+	if found {
+		b.snoop.fresh(p.id)
 	}
 	b.tellLink()
 }
@@ -248,7 +209,7 @@ func (b *Bridge) linkState() ndiscore.LinkState {
 	defer b.mu.Unlock()
 	l := ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: "no port is running and connected"}
 	for _, p := range b.ports {
-		if p == nil || !p.running || !p.connected {
+		if p == nil || !p.up.Load() {
 			continue
 		}
 		if l.Media != ndiscore.MediaConnected {
@@ -259,10 +220,45 @@ func (b *Bridge) linkState() ndiscore.LinkState {
 	return l
 }
 
-// tellLink indicates the link state above. Several goroutines may have news at
-// once; one of them tells, again and again until nothing has changed meanwhile,
-// so that the last indication is always of the newest state, without a lock
-// held across the call.
+// mtuUnsure: to tell the MTU again does no harm, the core knows news from none.
+const mtuUnsure = -1
+
+// fitMTULocked finds the MTU anew: the smallest of the ports', unless it was
+// given. It is not asked for when a port goes, since it may come back; mu must
+// be held.
+func (b *Bridge) fitMTULocked() {
+	mtu := b.opts.Load().MTU
+	if mtu == 0 {
+		for id, p := range b.ports {
+			if p == nil || !b.listed[id] {
+				continue
+			}
+			if m := p.binding.Attributes().MTU; mtu == 0 || m < mtu {
+				mtu = m
+			}
+		}
+	}
+	if mtu == 0 {
+		mtu = defaultMTU
+	}
+	b.mtu = mtu
+}
+
+// mtuNews is what those above do not know of the MTU yet.
+func (b *Bridge) mtuNews() (c ndiscore.AttributesChange, news bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.mtuTold == 0 || b.mtu == b.mtuTold {
+		return c, false
+	}
+	b.mtuTold = b.mtu
+	return ndiscore.AttributesChange{MTU: b.mtu, Why: "the smallest of its ports'"}, true
+}
+
+// tellLink indicates the link state above, and the MTU if that changed. Several
+// goroutines may have news at once; one of them tells, again and again until
+// nothing has changed meanwhile, so that the last indication is always of the
+// newest state, without a lock held across the call.
 func (b *Bridge) tellLink() {
 	n := b.news.Add(1)
 	if n > 1 {
@@ -271,6 +267,9 @@ func (b *Bridge) tellLink() {
 	for {
 		if h := b.handle.Load(); h != nil {
 			(*h).IndicateStatus(b.linkState())
+			if c, ok := b.mtuNews(); ok {
+				(*h).IndicateStatus(c)
+			}
 		}
 		if b.news.CompareAndSwap(n, 0) {
 			return
@@ -283,31 +282,33 @@ func (b *Bridge) tellLink() {
 
 // Bind implements ndiscore.Protocol.
 func (b *Bridge) Bind(ctx context.Context, bd *ndiscore.Binding) error {
-	id := -1
-	for i, n := range b.opts.Ports {
-		if n == bd.Target() {
-			id = i
-		}
-	}
-	if id < 0 {
-		return fmt.Errorf("bridge %s: bind %s: %w: it is not a port", b.opts.Name, bd.Target(), ndiscore.ErrNotAccepted)
-	}
+	fail := func(err error) error { return fmt.Errorf("bridge %s: bind %s: %w", b.name, bd.Target(), err) }
 	a := bd.Attributes()
-	p := &port{id: uint16(id), name: bd.Target(), binding: bd, link: a.Link, connected: a.Link.Connected()}
+	p := &port{name: bd.Target(), binding: bd, link: a.Link, connected: a.Link.Connected()}
+	// The port is known before it asks for frames; until it is published they
+	// have nowhere to go.
 	b.mu.Lock()
-	taken := b.ports[id] != nil
-	b.mu.Unlock()
-	if taken {
-		return fmt.Errorf("bridge %s: bind %s: %w", b.opts.Name, bd.Target(), ndiscore.ErrExists)
+	id := slices.Index(b.names, p.name)
+	switch {
+	case id < 0 || !b.listed[id]:
+		b.mu.Unlock()
+		return fail(fmt.Errorf("%w: it is not a port", ndiscore.ErrNotAccepted))
+	case b.ports[id] != nil:
+		b.mu.Unlock()
+		return fail(ndiscore.ErrExists)
 	}
-	bd.SetContext(p)
-	if err := bd.SetPacketFilter(ctx, ndiscore.FilterPromiscuous); err != nil {
-		return fmt.Errorf("bridge %s: bind %s: %w", b.opts.Name, bd.Target(), err)
-	}
-	b.mu.Lock()
+	p.id = uint16(id)
 	b.ports[id] = p
-	b.publishLocked()
 	b.mu.Unlock()
+	bd.SetContext(p)
+	err := bd.SetPacketFilter(ctx, ndiscore.FilterPromiscuous)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil {
+		b.releaseLocked(p)
+		return fail(err)
+	}
+	b.publishLocked()
 	return nil
 }
 
@@ -320,10 +321,19 @@ func (b *Bridge) Unbind(_ context.Context, bd *ndiscore.Binding) {
 	b.change(p, func() {
 		p.running, p.connected = false, false
 		p.up.Store(false)
-		b.ports[p.id] = nil
+		b.releaseLocked(p)
 	})
-	b.fdb.flush(p.id)
+	b.table().flush(p.id)
+	b.snoop.forget(p.id)
 	b.forget(p)
+}
+
+// releaseLocked frees what p has; its id too, if its name is no port's any more.
+func (b *Bridge) releaseLocked(p *port) {
+	b.ports[p.id] = nil
+	if !b.listed[p.id] {
+		b.names[p.id] = ""
+	}
 }
 
 // Event implements ndiscore.Protocol.
@@ -340,6 +350,7 @@ func (b *Bridge) Event(_ context.Context, bd *ndiscore.Binding, ev ndiscore.NetE
 		b.change(p, func() {
 			p.running = true
 			p.look() // between Bind's look and the end of Bind no status was delivered
+			b.fitMTULocked()
 		})
 	case ndiscore.EventPause:
 		b.change(p, func() { p.running = false })
@@ -365,13 +376,13 @@ func (b *Bridge) Status(bd *ndiscore.Binding, s ndiscore.Status) {
 	switch s := s.(type) {
 	case ndiscore.LinkState:
 		b.change(p, p.look)
+	case ndiscore.AttributesChange:
+		b.change(p, b.fitMTULocked)
 	case ndiscore.NetworkChange:
-		b.mu.Lock()
-		k := b.keeper
-		b.mu.Unlock()
-		if k != nil {
+		if k := b.kept(); k != nil {
 			k.announce(p, s.Why)
 		}
+		b.snoop.fresh(p.id) // who listens there now is not known
 		if h := b.handle.Load(); h != nil {
 			(*h).IndicateStatus(ndiscore.NetworkChange{Why: "port " + p.name + ": " + s.Why})
 		}
@@ -386,30 +397,24 @@ func (b *Bridge) SendComplete(*ndiscore.Binding, *ndiscore.Batch) {}
 
 // Initialize implements ndiscore.Adapter.
 func (b *Bridge) Initialize(_ context.Context, h ndiscore.AdapterHandle) (ndiscore.Attributes, error) {
-	clock := b.opts.Clock
+	o := b.opts.Load()
+	clock := o.Clock
 	if clock == nil {
 		clock = h.Clock()
 	}
 	b.handle.Store(&h)
+	if o.Snooping {
+		b.snoop.open()
+	}
 	b.mu.Lock()
 	b.keeper = newKeeper(b, clock, h.NewWorker(0))
-	mtu := b.opts.MTU
-	if mtu == 0 {
-		for _, p := range b.ports {
-			if p == nil {
-				continue
-			}
-			if m := p.binding.Attributes().MTU; mtu == 0 || m < mtu {
-				mtu = m
-			}
-		}
-	}
-	if mtu == 0 {
-		mtu = defaultMTU
-	}
+	go b.keeper.run()
+	b.publishLocked()
+	b.fitMTULocked()
+	mtu := b.mtu
 	b.mu.Unlock()
 	return ndiscore.Attributes{
-		MAC: b.opts.MAC, MTU: mtu, Link: b.linkState(), Queues: 1,
+		MAC: b.mac, MTU: mtu, Link: b.linkState(), Queues: 1,
 		// What a port cannot do, the core finishes at that port.
 		Transmit: ndiscore.CapAll, Receive: ndiscore.CapAll,
 	}, nil
@@ -420,6 +425,9 @@ func (b *Bridge) Restart(context.Context) error {
 	b.above.Store(b.handle.Load())
 	// What changed since Initialize looked was told to a core that was not
 	// listening yet.
+	b.mu.Lock()
+	b.mtuTold = mtuUnsure
+	b.mu.Unlock()
 	b.tellLink()
 	return nil
 }
@@ -432,16 +440,24 @@ func (b *Bridge) Pause(context.Context) { b.above.Store(nil) }
 func (b *Bridge) Halt(context.Context, ndiscore.HaltAction) {
 	b.mu.Lock()
 	k := b.keeper
-	b.keeper = nil
+	b.keeper, b.mtuTold = nil, 0
+	for _, p := range b.ports {
+		if p != nil {
+			p.shut = false
+		}
+	}
+	b.publishLocked()
+	n := len(b.ports)
 	b.mu.Unlock()
 	b.handle.Store(nil)
 	if k != nil {
 		k.close()
 	}
 	b.filter.Store(0)
-	for id := range b.opts.Ports {
-		b.fdb.flush(uint16(id))
+	for id := range n {
+		b.table().flush(uint16(id))
 	}
+	b.snoop.clear()
 }
 
 // Return implements ndiscore.Adapter. The bridge indicates borrowed batches
@@ -468,10 +484,13 @@ func (b *Bridge) Request(_ context.Context, req *ndiscore.OIDRequest) error {
 // forget takes p out of the keeper's hands: when it returns nothing is being
 // sent there, and nothing will be.
 func (b *Bridge) forget(p *port) {
-	b.mu.Lock()
-	k := b.keeper
-	b.mu.Unlock()
-	if k != nil {
+	if k := b.kept(); k != nil {
 		k.forgetPort(p)
 	}
+}
+
+func (b *Bridge) kept() *keeper {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.keeper
 }

@@ -363,6 +363,34 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
+// TestMTU: the virtual adapter's follows the smallest of the ports', and a port
+// that comes later.
+func TestMTU(t *testing.T) {
+	l := newLAN(t, 2, true, func(o *Options) { o.Ports = append(o.Ports, "p2") })
+	mtu := func() int { return l.above.binding.Attributes().MTU }
+	l.wires[1].handle.IndicateStatus(ndiscore.AttributesChange{MTU: 1400, Why: "test"})
+	if m := mtu(); m != 1400 {
+		t.Error(m)
+	}
+	l.wires[1].handle.IndicateStatus(ndiscore.AttributesChange{MTU: 9000, Why: "test"})
+	if m := mtu(); m != 1500 {
+		t.Error(m)
+	}
+	l.addWire("p2", func(w *wire) { w.mtu = 1300 })
+	l.await("p2", func() bool { return mtu() == 1300 })
+	var told []int
+	l.above.mu.Lock()
+	defer l.above.mu.Unlock()
+	for _, s := range l.above.statuses {
+		if c, ok := s.(ndiscore.AttributesChange); ok {
+			told = append(told, c.MTU)
+		}
+	}
+	if diff := cmp.Diff([]int{1400, 1500, 1300}, told); diff != "" {
+		t.Errorf("told above (-want +got):\n%s", diff)
+	}
+}
+
 func TestGivenAttributes(t *testing.T) {
 	l := newLAN(t, 1, true, func(o *Options) { o.MTU, o.MAC = 9000, mac(77) })
 	if a := l.above.binding.Attributes(); a.MTU != 9000 || a.MAC != mac(77) {
@@ -374,7 +402,7 @@ func TestAgeing(t *testing.T) {
 	l := newLAN(t, 2, false, func(o *Options) { o.Age = 10 * time.Second })
 	p0 := l.wires[0]
 	p0.receive(frame(ndiscore.Broadcast, mac(1)), frame(ndiscore.Broadcast, mac(2)))
-	coarse := func() uint32 { return l.bridge.fdb.now.Load() }
+	coarse := func() uint32 { return l.bridge.table().now.Load() }
 	for s := range 9 {
 		l.tick(time.Second)
 		ndistest.Await(t, "coarse clock", func() bool { return coarse() == uint32(s+1)*1000 })
@@ -427,9 +455,9 @@ func TestFull(t *testing.T) {
 		t.Error(e)
 	}
 	for range 9 {
-		c := l.bridge.fdb.now.Load()
+		c := l.bridge.table().now.Load()
 		l.tick(time.Second)
-		ndistest.Await(t, "coarse clock", func() bool { return l.bridge.fdb.now.Load() == c+1000 })
+		ndistest.Await(t, "coarse clock", func() bool { return l.bridge.table().now.Load() == c+1000 })
 	}
 	ndistest.Await(t, "end of the episode", func() bool { return len(events()) == 2 })
 	if e := events()[1]; !strings.HasPrefix(e, "bridge.fdb  full>room 0 addresses are known") {

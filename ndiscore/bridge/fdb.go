@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"math/bits"
 	"math/rand/v2"
 	"slices"
@@ -21,7 +22,17 @@ const (
 
 	portBits = 16
 	portMask = 1<<portBits - 1
+
+	// A key is an address in its lower 48 bits, and the VLAN in which it was
+	// seen above them; zero where VLANs are not looked at.
+	vlanShift = 48
+	macMask   = 1<<vlanShift - 1
+	vlanBits  = 12
+	vlanMask  = 1<<vlanBits - 1
 )
+
+// keyOf joins an address and its VLAN.
+func keyOf(mac uint64, vlan uint16) uint64 { return mac | uint64(vlan)<<vlanShift }
 
 // fdb is the forwarding database: a set-associative table, read without locks.
 //
@@ -32,14 +43,20 @@ const (
 // milliseconds of a coarse clock, and is written only when it changes: on most
 // frames nothing is written at all.
 //
+// With VLANs the entry's VLAN stands in another parallel array, below a number
+// that grows each time the place is taken anew. It is written while the place is
+// free, so a reader that finds the same value there before and after it looked at
+// the entry knows that the two belong together.
+//
 // Each address may stand in either of two sets, and goes into the emptier one
 // (two-choice hashing): at half load, where the bound keeps the table, a set of
 // eight practically never overflows.
 type fdb struct {
 	words  []atomic.Uint64
 	stamps []atomic.Uint32
-	mask   uint64 // sets - 1
-	seed   uint64 // so that nobody outside can aim at one set
+	tags   []atomic.Uint32 // version and VLAN; nil where VLANs are not looked at
+	mask   uint64          // sets - 1
+	seed   uint64          // so that nobody outside can aim at one set
 	limit  int64
 	now    atomic.Uint32 // coarse clock, ms since the start; wraps
 
@@ -47,20 +64,28 @@ type fdb struct {
 	refused atomic.Uint64 // not learned for want of room
 	isFull  atomic.Bool   // since a refusal, until there is room again
 
+	known []atomic.Int32 // addresses by port id; changed under mu
+
 	mu             sync.Mutex // held by who learns, moves or deletes; a leaf
 	learned, moved atomic.Uint64
 	aged, flushed  atomic.Uint64
 }
 
-func newFDB(limit int) *fdb {
+// newFDB makes a table for limit addresses, which tells VLANs apart or not.
+func newFDB(limit int, vlans bool) *fdb {
 	sets := 1 << bits.Len(uint(max(2*limit/ways, 2)-1))
-	return &fdb{
+	t := &fdb{
 		words:  make([]atomic.Uint64, sets*ways),
 		stamps: make([]atomic.Uint32, sets*ways),
 		mask:   uint64(sets - 1),
 		seed:   rand.Uint64(),
 		limit:  int64(limit),
+		known:  make([]atomic.Int32, maxIDs),
 	}
+	if vlans {
+		t.tags = make([]atomic.Uint32, sets*ways)
+	}
+	return t
 }
 
 // sets returns the first places of the two sets where key may stand.
@@ -80,6 +105,12 @@ func (t *fdb) sets(key uint64) (int, int) {
 // find returns where key stands, and its port.
 func (t *fdb) find(key uint64) (slot int, port uint16) {
 	a, b := t.sets(key)
+	if t.tags != nil {
+		if slot, port = t.findTagged(a, key); slot == noSlot {
+			slot, port = t.findTagged(b, key)
+		}
+		return slot, port
+	}
 	if slot, port = t.findIn(a, key); slot == noSlot {
 		slot, port = t.findIn(b, key)
 	}
@@ -96,6 +127,23 @@ func (t *fdb) findIn(first int, key uint64) (int, uint16) {
 	return noSlot, 0
 }
 
+// findTagged is findIn for a table that tells VLANs apart.
+func (t *fdb) findTagged(first int, key uint64) (int, uint16) {
+	mac, vlan := key&macMask, uint32(key>>vlanShift)
+	set := t.words[first : first+ways : first+ways]
+	for i := range set {
+		if set[i].Load()>>portBits != mac {
+			continue
+		}
+		tag := t.tags[first+i].Load()
+		w := set[i].Load() // again: between the two looks at the tag
+		if tag&vlanMask == vlan && w>>portBits == mac && t.tags[first+i].Load() == tag {
+			return first + i, uint16(w)
+		}
+	}
+	return noSlot, 0
+}
+
 // seen refreshes the entry in slot.
 func (t *fdb) seen(slot int, now uint32) {
 	if s := &t.stamps[slot]; s.Load() != now {
@@ -103,37 +151,80 @@ func (t *fdb) seen(slot int, now uint32) {
 	}
 }
 
-// learn enters key with port, or moves it there. in must still be up, checked
-// under the mutex: what arrives while a port is being flushed must not be
-// learned on it again.
-func (t *fdb) learn(key uint64, in *port, now uint32) {
-	slot, _ := t.find(key)
+// learn enters key with port in, or moves it there, and reports whether the
+// port may serve its station: one with a limit of its own serves only stations
+// that are in the table. in must still be up, checked under the mutex: what
+// arrives while a port is being flushed must not be learned on it again.
+func (t *fdb) learn(key uint64, in *port, now uint32) (served bool) {
+	limited := in.macLimit.Load() > 0
+	slot, old := t.find(key)
+	// Without the mutex: a flood of new addresses must not queue up here.
+	if limited && (slot == noSlot || old != in.id) && !t.portHasRoom(in) {
+		return false
+	}
 	if slot == noSlot && t.entries.Load() >= t.limit {
-		t.refuse() // without the mutex: a flood of new addresses must not queue up here
-		return
+		t.refuse()
+		return !limited
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !in.up.Load() {
-		return
+		return !limited
 	}
 	if slot, old := t.find(key); slot != noSlot {
 		if old != in.id && old != localPort {
+			if !t.portHasRoom(in) {
+				return false
+			}
 			t.words[slot].Store(key<<portBits | uint64(in.id))
+			t.known[old].Add(-1)
+			t.known[in.id].Add(1)
 			t.moved.Add(1)
 		}
 		t.seen(slot, now)
-		return
+		return true
+	}
+	if !t.portHasRoom(in) {
+		return false
 	}
 	slot = t.free(key)
 	if slot == noSlot || t.entries.Load() >= t.limit {
 		t.refuse()
-		return
+		return !limited
 	}
 	t.stamps[slot].Store(now)
-	t.words[slot].Store(key<<portBits | uint64(in.id))
+	t.enter(slot, key, in.id)
+	t.known[in.id].Add(1)
 	t.entries.Add(1)
 	t.learned.Add(1)
+	return true
+}
+
+// portHasRoom reports whether one more address may be learned on p.
+func (t *fdb) portHasRoom(p *port) bool {
+	limit := p.macLimit.Load()
+	return limit <= 0 || t.known[p.id].Load() < limit
+}
+
+// enter writes a free place; mu must be held.
+func (t *fdb) enter(slot int, key uint64, port uint16) {
+	if t.tags != nil {
+		version := t.tags[slot].Load()>>vlanBits + 1
+		t.tags[slot].Store(version<<vlanBits | uint32(key>>vlanShift))
+	}
+	t.words[slot].Store(key<<portBits | uint64(port))
+}
+
+// deleteLocked frees the place of entry w, unless it holds another one by now, and
+// reports whether it did; mu must be held.
+func (t *fdb) deleteLocked(slot int, w uint64) bool {
+	if t.words[slot].Load() != w {
+		return false
+	}
+	t.words[slot].Store(0)
+	t.known[w&portMask].Add(-1)
+	t.entries.Add(-1)
+	return true
 }
 
 func (t *fdb) refuse() {
@@ -169,7 +260,7 @@ func (t *fdb) room(first int) (slot, free int) {
 func (t *fdb) setLocal(key uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.words[t.free(key)].Store(key<<portBits | localPort)
+	t.enter(t.free(key), key, localPort)
 }
 
 // expire deletes what has not been seen for age.
@@ -186,9 +277,7 @@ func (t *fdb) expire(age time.Duration) {
 			continue
 		}
 		t.mu.Lock()
-		if t.words[i].Load() == w && old(i) {
-			t.words[i].Store(0)
-			t.entries.Add(-1)
+		if old(i) && t.deleteLocked(i, w) {
 			t.aged.Add(1)
 		}
 		t.mu.Unlock()
@@ -205,9 +294,7 @@ func (t *fdb) flush(id uint16) (n int) {
 			continue
 		}
 		t.mu.Lock()
-		if t.words[i].Load() == w {
-			t.words[i].Store(0)
-			t.entries.Add(-1)
+		if t.deleteLocked(i, w) {
 			t.flushed.Add(1)
 			n++
 		}
@@ -235,16 +322,49 @@ func (t *fdb) roomAgain() bool {
 // next returns the first learned entry at or after slot from.
 func (t *fdb) next(from int) (slot int, key uint64, port uint16) {
 	for i := from; i < len(t.words); i++ {
-		if w := t.words[i].Load(); w != 0 && w&portMask != localPort {
-			return i, w >> portBits, uint16(w)
+		if w, vlan := t.at(i); w != 0 && w&portMask != localPort {
+			return i, keyOf(w>>portBits, vlan), uint16(w)
 		}
 	}
 	return noSlot, 0, 0
 }
 
+// at reads one place: its entry, zero for none, and the entry's VLAN.
+func (t *fdb) at(slot int) (w uint64, vlan uint16) {
+	if t.tags == nil {
+		return t.words[slot].Load(), 0
+	}
+	for {
+		tag := t.tags[slot].Load()
+		w = t.words[slot].Load()
+		if t.tags[slot].Load() == tag {
+			return w, uint16(tag & vlanMask)
+		}
+	}
+}
+
+// adopt takes over what old has learned and counted; ports gives those that are
+// still there by id. Nobody else knows the new table yet.
+func (t *fdb) adopt(old *fdb, ports []*port) {
+	t.now.Store(old.now.Load())
+	if (t.tags == nil) == (old.tags == nil) {
+		for slot, key, id := old.next(0); slot != noSlot; slot, key, id = old.next(slot + 1) {
+			if int(id) < len(ports) && ports[id] != nil {
+				t.learn(key, ports[id], old.stamps[slot].Load())
+			}
+		}
+	}
+	t.learned.Store(old.learned.Load())
+	t.moved.Store(old.moved.Load())
+	t.aged.Store(old.aged.Load())
+	t.flushed.Store(old.flushed.Load())
+	t.refused.Store(old.refused.Load())
+}
+
 // FDBEntry is one address that the bridge knows.
 type FDBEntry struct {
 	MAC   ndiscore.MAC `json:"mac"`
+	VLAN  uint16       `json:"vlan,omitempty"` // 0 where VLANs are not looked at
 	Port  string       `json:"port"`
 	Age   int          `json:"age_seconds"` // since a frame from it was seen
 	Local bool         `json:"local"`       // the bridge's own
@@ -255,18 +375,23 @@ func (t *fdb) list(names []string, local string) []FDBEntry {
 	now := t.now.Load()
 	var all []FDBEntry
 	for i := range t.words {
-		w := t.words[i].Load()
+		w, vlan := t.at(i)
 		if w == 0 {
 			continue
 		}
-		e := FDBEntry{MAC: macOf(w >> portBits), Port: local, Local: true}
+		e := FDBEntry{MAC: macOf(w >> portBits), VLAN: vlan, Port: local, Local: true}
 		if id := w & portMask; id != localPort {
+			if int(id) >= len(names) {
+				continue // of a port that has come meanwhile
+			}
 			e.Port, e.Local = names[id], false
 			e.Age = int(max(int32(now-t.stamps[i].Load()), 0) / 1000)
 		}
 		all = append(all, e)
 	}
-	slices.SortFunc(all, func(a, b FDBEntry) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
+	slices.SortFunc(all, func(a, b FDBEntry) int {
+		return cmp.Or(slices.Compare(a.MAC[:], b.MAC[:]), cmp.Compare(a.VLAN, b.VLAN))
+	})
 	return all
 }
 

@@ -29,7 +29,8 @@ func TestFDBModel(t *testing.T) {
 		const own = 0x02ffffffffff
 		limit := rapid.IntRange(1, 40).Draw(t, "limit")
 		age := time.Duration(rapid.IntRange(1, 50).Draw(t, "age")) * time.Second
-		f := newFDB(limit)
+		vlans := rapid.Bool().Draw(t, "vlans")
+		f := newFDB(limit, vlans)
 		f.setLocal(own)
 		start := rapid.SampledFrom([]uint32{0, 5, 1<<32 - 20000}).Draw(t, "start") // the clock wraps
 		f.now.Store(start)
@@ -39,16 +40,47 @@ func TestFDBModel(t *testing.T) {
 			if rapid.IntRange(0, 20).Draw(t, "own") == 0 {
 				return own
 			}
-			return uint64(rapid.IntRange(1, 60).Draw(t, "key")) << rapid.SampledFrom([]int{0, 17, 41}).Draw(t, "shift")
+			k := uint64(rapid.IntRange(1, 60).Draw(t, "key")) << rapid.SampledFrom([]int{0, 17, 41}).Draw(t, "shift")
+			if vlans {
+				k = keyOf(k, rapid.SampledFrom([]uint16{1, 2, maxVLAN}).Draw(t, "vlan"))
+			}
+			return k
 		})
 		in := rapid.Custom(func(t *rapid.T) *port { return ports[rapid.IntRange(0, 2).Draw(t, "port")] })
 		t.Repeat(map[string]func(*rapid.T){
 			"learn": func(t *rapid.T) {
 				k, p, now := key.Draw(t, "k"), in.Draw(t, "in"), f.now.Load()
-				f.learn(k, p, now)
-				if _, known := model[k]; k != own && p.up.Load() && (known || len(model) < limit) {
-					model[k] = entry{p.id, now}
+				served := f.learn(k, p, now)
+				onPort, most := 0, int(p.macLimit.Load())
+				for _, e := range model {
+					if e.port == p.id {
+						onPort++
+					}
 				}
+				old, known := model[k]
+				room := known && old.port == p.id || most == 0 || onPort < most
+				want := most == 0 || k == own && room // what a port with a limit serves is in the table
+				if k != own && p.up.Load() && room && (known || len(model) < limit) {
+					model[k] = entry{p.id, now}
+					want = true
+				}
+				if served != want && k != own {
+					t.Fatalf("learn %x on %d: served %t, want %t", k, p.id, served, want)
+				}
+			},
+			"limit": func(t *rapid.T) {
+				in.Draw(t, "in").macLimit.Store(int32(rapid.IntRange(0, 10).Draw(t, "limit")))
+			},
+			"adopt": func(t *rapid.T) {
+				for _, p := range ports {
+					if !p.up.Load() || p.macLimit.Load() != 0 {
+						return // not all of it would be taken over
+					}
+				}
+				g := newFDB(limit, vlans)
+				g.setLocal(own)
+				g.adopt(f, ports)
+				f = g
 			},
 			"seen": func(t *rapid.T) {
 				k := key.Draw(t, "k")
@@ -84,6 +116,15 @@ func TestFDBModel(t *testing.T) {
 				in.Draw(t, "in").up.Store(rapid.Bool().Draw(t, "up"))
 			},
 			"": func(t *rapid.T) {
+				var onPort [3]int32
+				for _, e := range model {
+					onPort[e.port]++
+				}
+				for i, n := range onPort {
+					if f.known[i].Load() != n {
+						t.Fatalf("%d addresses on port %d, want %d", f.known[i].Load(), i, n)
+					}
+				}
 				if int(f.entries.Load()) != len(model) {
 					t.Fatalf("%d entries, want %d", f.entries.Load(), len(model))
 				}
@@ -122,7 +163,7 @@ func TestFDBFills(t *testing.T) {
 			"random":   func(int) uint64 { return rand.Uint64() & 0xfeffffffffff },
 		} {
 			for range 5 {
-				f := newFDB(limit)
+				f := newFDB(limit, false)
 				f.setLocal(0x02ffffffffff)
 				for i := 1; i <= 2*limit; i++ {
 					f.learn(key(i), p, 0)
@@ -137,7 +178,7 @@ func TestFDBFills(t *testing.T) {
 
 func TestFDBConcurrent(t *testing.T) {
 	const limit = 256
-	f := newFDB(limit)
+	f := newFDB(limit, false)
 	f.setLocal(0x02ffffffffff)
 	ports := []*port{upPort(0), upPort(1), upPort(2), upPort(3)}
 	var work, wg sync.WaitGroup
@@ -195,30 +236,106 @@ func TestFDBConcurrent(t *testing.T) {
 	}
 }
 
-// FuzzReceive passes any bytes, cut into frames, through a whole bridge: no
-// panic, every frame accounted for, nothing returned to its port.
+// TestFDBVLANConcurrent reads entries whose places are given up and taken again
+// all the time: what is found in a VLAN was learned in it.
+func TestFDBVLANConcurrent(t *testing.T) {
+	f := newFDB(4, true)
+	ports := []*port{upPort(0), upPort(1), upPort(2)}
+	var work, wg sync.WaitGroup
+	for i := range 3 {
+		work.Go(func() {
+			r := rand.New(rand.NewPCG(7, uint64(i)))
+			for range 30000 {
+				k, v := r.Uint64N(3)+1, uint16(r.UintN(3))
+				if r.UintN(4) == 0 {
+					f.flush(v)
+				}
+				f.learn(keyOf(k, 100+v), ports[v], 0)
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			for k := uint64(1); k <= 3; k++ {
+				for v := range uint16(4) {
+					if slot, p := f.find(keyOf(k, 100+v)); slot != noSlot && p != v {
+						t.Errorf("%d in VLAN %d is found on port %d", k, 100+v, p)
+					}
+				}
+			}
+			for slot, k, p := f.next(0); slot != noSlot; slot, k, p = f.next(slot + 1) {
+				if k>>vlanShift != 100+uint64(p) {
+					t.Errorf("%x is listed on port %d", k, p)
+				}
+			}
+		}
+	})
+	work.Wait()
+	cancel()
+	wg.Wait()
+}
+
+// FuzzReceive passes any bytes, cut into frames, through a whole bridge, one
+// that does not look at VLANs and one with everything on: no panic, every frame
+// accounted for, nothing returned to its port, nothing in a VLAN that is not the
+// port's.
 func FuzzReceive(f *testing.F) {
 	f.Add(frame(ndiscore.Broadcast, mac(1)), uint8(0))
 	f.Add(frame(mac(1), mac(2), 1, 2, 3), uint8(1))
 	f.Add(append(frame(mac(2), mac(1)), frame(mac(1), mac(1))...), uint8(2))
 	f.Add([]byte{1, 0x80, 0xc2, 0, 0, 3, 2, 2, 2, 2, 2, 2, 0x88, 0xcc}, uint8(0))
-	l := newLAN(f, 3, true, func(o *Options) { o.MACLimit = 16 })
+	f.Add(withTags(frame(ndiscore.Broadcast, mac(1)), tagOf(10), tagOf(20)), uint8(7))
+	f.Add(withTags(frame(mac(1), mac(2)), tagOf(20))[:16], uint8(8))
+	f.Add(withTags(packet(mac(3), report6(group6)), tagOf(20)), uint8(7))
+	f.Add(packet(mac(3), generalQuery4()), uint8(5))
+	f.Add(frame(probeGroup, stableMAC("lan")), uint8(6))
+	plain := newLAN(f, 3, true, func(o *Options) { o.MACLimit = 16 })
+	whole := newLAN(f, 5, true, func(o *Options) {
+		vlanPorts(f)(o)
+		o.MACLimit, o.Snooping, o.LoopGuard = 16, true, true
+		for p, s := range o.Port {
+			s.MACLimit, s.StormBroadcast, s.StormMulticast, s.StormUnknown = 5, 1000, 1000, 1000
+			o.Port[p] = s
+		}
+	})
 	f.Fuzz(func(t *testing.T, data []byte, from uint8) {
+		l, n := plain, int(from)
+		if n%8 >= 3 {
+			l, n = whole, n%8-3
+		} else {
+			n %= 8
+		}
 		l.t = t
-		in := l.wires[int(from)%len(l.wires)]
+		in := l.wires[n]
 		var frames [][]byte
 		for len(data) > 0 && len(frames) < ndiscore.BatchFrames {
-			n := min(len(data), 14+int(data[0]%60))
+			n := min(len(data), 14+int(data[0]%100))
 			frames = append(frames, append([]byte(nil), data[:n]...))
 			data = data[n:]
 		}
 		in.receive(frames...)
 		l.counters(in.name)
 		l.counters("lan")
-		if n := len(in.take()); n > 0 {
+		if n := len(in.take()); n > 0 && l == plain {
 			t.Errorf("%d frames came back out of the port they came in by", n)
 		}
+		for i, w := range l.wires {
+			for _, g := range w.take() {
+				if l == plain || len(g) < 18 {
+					continue
+				}
+				tag := g[12] == 0x81 && g[13] == 0 || g[12] == 0x88 && g[13] == 0xa8
+				vlan := (uint16(g[14])<<8 | uint16(g[15])) & 0xfff
+				if i == 2 && !(tag && (vlan == 10 || vlan == 20)) {
+					t.Errorf("p2 sent %x", g)
+				}
+			}
+		}
 		l.counts()
+		if l == whole {
+			l.clock.advance(100 * time.Millisecond)
+		}
 		if s := l.bridge.Stats(); s.Entries > s.Limit {
 			t.Errorf("%+v", s)
 		}
@@ -281,7 +398,7 @@ func BenchmarkReceive(b *testing.B) {
 // BenchmarkLearn is the slow half: every source is new, the table is emptied
 // as it goes.
 func BenchmarkLearn(b *testing.B) {
-	f := newFDB(DefaultMACLimit)
+	f := newFDB(DefaultMACLimit, false)
 	p := upPort(1)
 	b.ReportAllocs()
 	i := uint64(0)

@@ -7,7 +7,8 @@ import (
 )
 
 const (
-	groupBit = 1 << 40 // of an address as a key: the I/G bit of its first byte
+	broadcastKey = 0xffffffffffff
+	groupBit     = 1 << 40 // of an address as a key: the I/G bit of its first byte
 	// 01:80:c2:00:00:00…0f without its last four bits: never forwarded by a
 	// bridge (IEEE 802.1Q table 8-1).
 	reservedPrefix = 0x0180c2000000 >> 4
@@ -20,59 +21,78 @@ const (
 type scratch struct {
 	worker *ndiscore.Worker
 	out    []*ndiscore.Batch // by port id: what goes there, nil for nothing yet
-	index  [][]uint8         // by port id, for Send: where its frames stand in the batch sent
 	dirty  []uint16          // ports with something in out, in order of first use
+	sent   []*ndiscore.Frame // by Send: what the port that is at it was given
 	busy   bool
 	next   *scratch
 
+	withTag, noTag *forms // nil until first used
+	formed         int    // forms below this index may be made
+
 	// Only the worker adds, so the atomics never contend.
-	flooded, copies atomic.Uint64
+	flooded, copies, pruned atomic.Uint64
 }
 
-func (b *Bridge) enter(w *ndiscore.Worker) *scratch {
+// enter gives the worker its scratch, for as many ports as v has.
+func (b *Bridge) enter(w *ndiscore.Worker, v *view) *scratch {
 	s := b.scratch[w.ID()].Load()
 	if s == nil {
-		s = b.newScratch()
+		s = new(scratch)
 		b.scratch[w.ID()].Store(s)
 	}
 	for s.busy {
 		if s.next == nil {
-			s.next = b.newScratch()
+			s.next = new(scratch)
 		}
 		s = s.next
 	}
 	s.busy, s.worker = true, w
+	for len(s.out) < len(v.byID) {
+		s.out = append(s.out, nil)
+	}
 	return s
 }
 
-func (b *Bridge) newScratch() *scratch {
-	n := len(b.opts.Ports)
-	s := &scratch{out: make([]*ndiscore.Batch, n), index: make([][]uint8, n), dirty: make([]uint16, 0, n)}
-	for i := range s.index {
-		s.index[i] = make([]uint8, 0, ndiscore.BatchFrames)
+// leave ends what enter began.
+func (s *scratch) leave() {
+	s.dirty = s.dirty[:0]
+	if s.formed > 0 {
+		s.unmake()
 	}
-	return s
+	s.busy = false
 }
 
 // add puts f into the batch for port id.
 func (s *scratch) add(id uint16, f *ndiscore.Frame) {
-	q := s.out[id]
-	if q == nil {
-		q = s.worker.Scratch()
-		s.out[id] = q
-		s.dirty = append(s.dirty, id)
+	if q := s.out[id]; q != nil {
+		q.Append(f)
+		return
 	}
+	s.begin(id, f)
+}
+
+// begin is add for the first frame to a port. It stands apart so that add is
+// inlined.
+//
+//go:noinline
+func (s *scratch) begin(id uint16, f *ndiscore.Frame) {
+	q := s.worker.Scratch()
 	q.Append(f)
+	s.out[id] = q
+	s.dirty = append(s.dirty, id)
 }
 
 // count adds to the counters of the worker, which stand in its first scratch.
-func (b *Bridge) count(w *ndiscore.Worker, flooded, copies uint64) {
+func (b *Bridge) count(w *ndiscore.Worker, flooded, copies, pruned uint64) {
 	if flooded == 0 {
 		return
 	}
 	c := b.scratch[w.ID()].Load()
 	c.flooded.Add(flooded)
 	c.copies.Add(copies)
+	if pruned > 0 {
+		c.pruned.Add(pruned)
+	}
 }
 
 // upward is the way to those above, nil when nobody there receives.
@@ -99,13 +119,23 @@ func (b *Bridge) Receive(bd *ndiscore.Binding, batch *ndiscore.Batch) {
 
 func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 	w := batch.Worker
-	s := b.enter(w)
 	v := b.view.Load()
+	switch {
+	case int(in.id) >= len(v.byID) || v.byID[in.id] != in:
+		batch.DropAll(ndiscore.DropNoPort) // it is no port of ours any more
+		return
+	case v.rules[in.id].shut:
+		batch.DropAll(ndiscore.DropLoop)
+		return
+	}
+	s := b.enter(w, v)
+	r := &v.rules[in.id]
+	t := v.fdb
 	handle, promiscuous := b.upward()
 	var up *ndiscore.Batch // for those above
-	now := b.fdb.now.Load()
+	now := t.now.Load()
 	learning := in.up.Load()
-	var flooded, copies uint64
+	var flooded, copies, pruned uint64
 
 	// Frames come in trains of the same two stations: remember the last ones.
 	// Zero is no station.
@@ -114,19 +144,39 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 	var lastKnown bool  // lastDst is in the table
 	var verdict ndiscore.DropReason
 
-	for _, f := range batch.Frames {
+	// Where VLANs are not looked at, every frame is in VLAN 0 and stays as it is.
+	var vlan uint16
+	var how tagging
+	above := handle != nil // the frame's VLAN is that of those above
+
+	for i, f := range batch.Frames {
 		h := f.Head
 		if len(h) < ndiscore.EthernetHeader {
 			f.Drop(ndiscore.DropShort)
 			continue
 		}
+		if v.vlan != 0 {
+			was := vlan
+			var drop ndiscore.DropReason
+			if vlan, how, drop = r.classify(h); drop != ndiscore.DropNone {
+				f.Drop(drop)
+				continue
+			}
+			if vlan != was {
+				lastSrc, lastDst, lastKnown = 0, 0, false
+			}
+			above = handle != nil && vlan == v.vlan
+		}
 		src, dst := ndiscore.MACKey(h[6:]), ndiscore.MACKey(h)
 		if src != lastSrc || src == 0 {
 			lastSrc = src
-			verdict = b.source(in, src, now, learning && dst>>4 != reservedPrefix)
+			verdict = b.source(v, in, f, keyOf(src, vlan), now, learning && dst>>4 != reservedPrefix)
 		}
 		if verdict != ndiscore.DropNone {
 			f.Drop(verdict)
+			if verdict == ndiscore.DropMACLimit {
+				in.refused.Add(1)
+			}
 			continue
 		}
 		if dst&groupBit != 0 {
@@ -135,19 +185,36 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 				lastSrc = 0 // it was not learned from this frame
 				continue
 			}
-			n := s.flood(v, in, f)
+			kind := stormMulticast
+			if dst == broadcastKey {
+				kind = stormBroadcast
+			}
+			if q := r.storm[kind]; q != nil && !q.take() {
+				f.Drop(ndiscore.DropStorm)
+				continue
+			}
+			var n int
+			if v.snoop {
+				var only bool
+				if n, only = b.group(v, s, in, f, i, vlan, how); only {
+					pruned++
+				}
+			} else {
+				n = s.flood(v, in, f, i, vlan, how)
+			}
 			flooded++
 			copies += uint64(n)
-			if handle != nil {
-				up = s.raise(up, f)
+			if above {
+				up = s.raise(up, f, i, how)
 			} else if n == 0 {
 				f.Drop(ndiscore.DropNoPort)
 			}
 			continue
 		}
 		if dst != lastDst {
-			slot, port := b.fdb.find(dst)
-			lastDst, lastPort, lastKnown = dst, port, slot != noSlot && (port == localPort || v.byID[port] != nil)
+			slot, port := t.find(keyOf(dst, vlan))
+			lastDst, lastPort = dst, port
+			lastKnown = slot != noSlot && (port == localPort || int(port) < len(v.byID) && v.byID[port] != nil)
 		}
 		switch {
 		case lastKnown && lastPort == localPort:
@@ -155,27 +222,39 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 				f.Drop(ndiscore.DropNoReceiver)
 				continue
 			}
-			up = s.raise(up, f)
+			up = s.raise(up, f, i, how)
 			continue
 		case lastKnown && lastPort == in.id:
-			if !promiscuous || handle == nil {
+			if !promiscuous || !above {
 				f.Drop(ndiscore.DropSamePort)
 				continue
 			}
 		case lastKnown:
+			g := f
+			if v.strict {
+				var drop ndiscore.DropReason
+				if g, drop = s.exit(v, lastPort, f, i, vlan, how); drop != ndiscore.DropNone {
+					f.Drop(drop)
+					continue
+				}
+			}
 			f.Forward()
-			s.add(lastPort, f)
+			s.add(lastPort, g)
 		default:
-			n := s.flood(v, in, f)
+			if q := r.storm[stormUnknown]; q != nil && !q.take() {
+				f.Drop(ndiscore.DropStorm)
+				continue
+			}
+			n := s.flood(v, in, f, i, vlan, how)
 			flooded++
 			copies += uint64(n)
-			if n == 0 && !(promiscuous && handle != nil) {
+			if n == 0 && !(promiscuous && above) {
 				f.Drop(ndiscore.DropNoPort)
 				continue
 			}
 		}
-		if promiscuous && handle != nil {
-			up = s.raise(up, f)
+		if promiscuous && above {
+			up = s.raise(up, f, i, how)
 		}
 	}
 	for _, id := range s.dirty {
@@ -184,59 +263,115 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 		v.byID[id].binding.Send(q)
 		w.Done(q)
 	}
-	s.dirty = s.dirty[:0]
 	if up != nil {
 		(*handle).IndicateReceive(up)
 		w.Done(up)
 	}
-	b.count(w, flooded, copies)
-	s.busy = false
+	b.count(w, flooded, copies, pruned)
+	s.leave()
 }
 
-// source checks a frame's source address and learns it.
-func (b *Bridge) source(in *port, src uint64, now uint32, learning bool) ndiscore.DropReason {
+// source checks a frame's source address, whose key in its VLAN is key, and
+// learns it.
+func (b *Bridge) source(v *view, in *port, f *ndiscore.Frame, key uint64, now uint32, learning bool) ndiscore.DropReason {
+	src := key & macMask
 	if src == 0 || src&groupBit != 0 {
 		return ndiscore.DropBadSource
 	}
-	slot, port := b.fdb.find(src)
+	slot, port := v.fdb.find(key)
 	switch {
-	case slot == noSlot:
+	case slot != noSlot && port == in.id:
 		if learning {
-			b.fdb.learn(src, in, now)
+			v.fdb.seen(slot, now)
 		}
-	case port == localPort:
+	case src == b.own:
+		if v.guard {
+			b.returned(v, in, f, uint16(key>>vlanShift))
+		}
 		return ndiscore.DropReflection
-	case !learning:
-	case port == in.id:
-		b.fdb.seen(slot, now)
-	default:
-		b.fdb.learn(src, in, now)
+	case learning && !v.fdb.learn(key, in, now):
+		return ndiscore.DropMACLimit
 	}
 	return ndiscore.DropNone
 }
 
-// flood puts f into the batches of all ports that are up, but not of in (nil:
-// of none), and returns their number.
-func (s *scratch) flood(v *view, in *port, f *ndiscore.Frame) (n int) {
+// flood puts f, the i-th frame of its batch, into the batches of all ports that
+// are up and in its VLAN, but not of in (nil: of none), and returns their number.
+func (s *scratch) flood(v *view, in *port, f *ndiscore.Frame, i int, vlan uint16, how tagging) (copies int) {
+	if v.vlan != 0 {
+		return s.floodVLAN(v, in, f, i, vlan, how)
+	}
 	for _, p := range v.flood {
 		if p == in {
 			continue
 		}
 		s.add(p.id, f)
-		n++
+		copies++
 	}
-	if n > 0 {
+	if copies > 0 {
 		f.Forward()
 	}
-	return n
+	return copies
 }
 
-// raise puts f into the batch for those above.
-func (s *scratch) raise(up *ndiscore.Batch, f *ndiscore.Frame) *ndiscore.Batch {
+func (s *scratch) floodVLAN(v *view, in *port, f *ndiscore.Frame, i int, vlan uint16, how tagging) (copies int) {
+	for _, p := range v.flood {
+		if p == in {
+			continue
+		}
+		if g := s.dress(&v.rules[p.id], f, i, vlan, how); g != nil {
+			s.add(p.id, g)
+			copies++
+		}
+	}
+	if copies > 0 {
+		f.Forward()
+	}
+	return copies
+}
+
+// group passes a group frame on: to those who listen, where that is known, else
+// to everybody.
+func (b *Bridge) group(v *view, s *scratch, in *port, f *ndiscore.Frame, i int, vlan uint16, how tagging) (copies int, pruned bool) {
+	to, known := b.snoop.listeners(v, in, f, vlan, how)
+	if !known {
+		return s.flood(v, in, f, i, vlan, how), false
+	}
+	for _, id := range to {
+		if int(id) >= len(v.byID) {
+			continue
+		}
+		p := v.byID[id]
+		if p == nil || p == in || !p.up.Load() {
+			continue
+		}
+		g := f
+		if v.vlan != 0 {
+			if g = s.dress(&v.rules[id], f, i, vlan, how); g == nil {
+				continue
+			}
+		}
+		s.add(id, g)
+		copies++
+	}
+	if copies > 0 {
+		f.Forward()
+	}
+	return copies, true
+}
+
+// raise puts f, the i-th frame of its batch, into the batch for those above,
+// who see no tags. What becomes there of a frame that had one is counted there;
+// here it was delivered.
+func (s *scratch) raise(up *ndiscore.Batch, f *ndiscore.Frame, i int, how tagging) *ndiscore.Batch {
 	if up == nil {
 		up = s.worker.Scratch()
 	}
-	up.Append(f)
+	g := s.strip(f, i, how)
+	if g != f {
+		f.Deliver()
+	}
+	up.Append(g)
 	return up
 }
 
@@ -244,61 +379,95 @@ func (s *scratch) raise(up *ndiscore.Batch, f *ndiscore.Frame) *ndiscore.Batch {
 // Sources are theirs and not learned.
 func (b *Bridge) Send(batch *ndiscore.Batch) {
 	w := batch.Worker
-	s := b.enter(w)
 	v := b.view.Load()
-	var flooded, copies uint64
-	var taken [ndiscore.BatchFrames]bool
+	s := b.enter(w, v)
+	var flooded, copies, pruned uint64
+	var how tagging
 	for i, f := range batch.Frames {
 		batch.Status[i] = ndiscore.DropNoPort
 		if len(f.Head) < ndiscore.EthernetHeader {
 			batch.Status[i] = ndiscore.DropShort
 			continue
 		}
-		dst := ndiscore.MACKey(f.Head)
-		if dst&groupBit == 0 {
-			slot, port := b.fdb.find(dst)
-			if slot != noSlot && port == localPort {
-				batch.Status[i] = ndiscore.DropSamePort
-				continue
-			}
-			if slot != noSlot && v.byID[port] != nil {
-				s.add(port, f)
-				s.index[port] = append(s.index[port], uint8(i))
+		if v.vlan != 0 {
+			var drop ndiscore.DropReason
+			if _, how, drop = v.above.classify(f.Head); drop != ndiscore.DropNone {
+				batch.Status[i] = drop
 				continue
 			}
 		}
-		flooded++
-		for _, p := range v.flood {
-			s.add(p.id, f)
-			s.index[p.id] = append(s.index[p.id], uint8(i))
-			copies++
+		dst := ndiscore.MACKey(f.Head)
+		if dst&groupBit != 0 && v.snoop {
+			n, only := b.group(v, s, nil, f, i, v.vlan, how)
+			flooded++
+			copies += uint64(n)
+			if only {
+				pruned++
+			}
+			continue
+		}
+		slot, port := noSlot, uint16(0)
+		if dst&groupBit == 0 {
+			slot, port = v.fdb.find(keyOf(dst, v.vlan))
+		}
+		switch {
+		case slot != noSlot && port == localPort:
+			batch.Status[i] = ndiscore.DropSamePort
+		case slot != noSlot && int(port) < len(v.byID) && v.byID[port] != nil:
+			g, drop := s.exit(v, port, f, i, v.vlan, how)
+			if drop != ndiscore.DropNone {
+				batch.Status[i] = drop
+				continue
+			}
+			s.add(port, g)
+		default:
+			flooded++
+			copies += uint64(s.flood(v, nil, f, i, v.vlan, how))
 		}
 	}
+	var taken [ndiscore.BatchFrames]bool
 	for _, id := range s.dirty {
-		q, index := s.out[id], s.index[id]
+		q := s.out[id]
 		s.out[id] = nil
+		s.sent = append(s.sent[:0], q.Frames...)
 		v.byID[id].binding.Send(q)
-		b.collect(batch, q, index, &taken)
-		s.index[id] = index[:0]
+		s.collect(batch, q, &taken)
 		w.Done(q)
 	}
-	s.dirty = s.dirty[:0]
-	b.count(w, flooded, copies)
-	s.busy = false
+	b.count(w, flooded, copies, pruned)
+	s.leave()
 	if !batch.Borrowed {
 		(*b.handle.Load()).SendComplete(batch)
 	}
 }
 
-// collect notes in batch what became of the frames q that one port was given.
-// A flooded frame is sent when one port took it. A filter on the port may have
-// taken frames out of q, keeping the order of the rest: they went on from
-// here, and are counted there.
-func (b *Bridge) collect(batch, q *ndiscore.Batch, index []uint8, taken *[ndiscore.BatchFrames]bool) {
-	k := 0
-	for _, i := range index {
+// exit returns f, the i-th frame of its batch, in the form in which it leaves by
+// the one port id, or why it does not.
+func (s *scratch) exit(v *view, id uint16, f *ndiscore.Frame, i int, vlan uint16, how tagging) (*ndiscore.Frame, ndiscore.DropReason) {
+	r := &v.rules[id]
+	if r.shut {
+		return nil, ndiscore.DropLoop
+	}
+	if v.vlan != 0 {
+		if f = s.dress(r, f, i, vlan, how); f == nil {
+			return nil, ndiscore.DropVLAN
+		}
+	}
+	return f, ndiscore.DropNone
+}
+
+// collect notes in batch what became of the frames q that one port was given,
+// which were s.sent. A flooded frame is sent when one port took it. A filter on
+// the port may have taken frames out of q, keeping the order of the rest: they
+// went on from here, and are counted there.
+func (s *scratch) collect(batch, q *ndiscore.Batch, taken *[ndiscore.BatchFrames]bool) {
+	k, i := 0, 0
+	for _, g := range s.sent {
+		for !s.same(g, batch.Frames[i], i) {
+			i++
+		}
 		r := ndiscore.DropNone
-		if k < len(q.Frames) && q.Frames[k] == batch.Frames[i] {
+		if k < len(q.Frames) && q.Frames[k] == g {
 			r = q.Status[k]
 			k++
 		}
@@ -310,4 +479,9 @@ func (b *Bridge) collect(batch, q *ndiscore.Batch, index []uint8, taken *[ndisco
 			batch.Status[i] = r
 		}
 	}
+}
+
+// same reports whether g is f, the i-th frame of its batch, in any form.
+func (s *scratch) same(g, f *ndiscore.Frame, i int) bool {
+	return g == f || s.withTag != nil && g == &s.withTag.frames[i] || s.noTag != nil && g == &s.noTag.frames[i]
 }

@@ -241,6 +241,24 @@ func newLAN(t testing.TB, ports int, withStation bool, change func(*Options)) *l
 	return l
 }
 
+func (l *lan) await(what string, cond func() bool) {
+	l.t.Helper()
+	ndistest.Await(l.t, what, cond)
+}
+
+// told returns the events so far that begin with what.
+func (l *lan) told(what string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []string
+	for _, e := range l.events {
+		if strings.HasPrefix(e, what) {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
 // counters of one adapter, with the sum rule checked.
 func (l *lan) counters(name string) ndiscore.Counters {
 	l.t.Helper()

@@ -20,8 +20,9 @@ const (
 	minTick = 10 * time.Millisecond
 
 	etherTypeRARP = 0x8035
-	rarpRequest   = 3  // "request reverse" (RFC 903)
-	rarpLength    = 60 // padded to the least Ethernet frame without FCS
+	rarpRequest   = 3 // "request reverse" (RFC 903)
+	rarpLength    = ownLength
+	ownLength     = 60 // of a frame of the bridge's own: the least Ethernet frame without FCS
 )
 
 // announceAt is when the rounds of one announcement start, after the notice:
@@ -45,10 +46,13 @@ type keeper struct {
 
 	// The goroutine's own.
 	started, ticked time.Time
-	tick            time.Duration
+	watched         time.Time // when the buckets were last filled
+	probedAt        time.Time
+	probed          map[*port]uint16 // the VLAN probed last on a trunk port
+	shutLast        time.Time        // when the loop guard last shut a port
 	jobs            []*announcement
 	frames          [ndiscore.BatchFrames]ndiscore.Frame
-	buffers         [ndiscore.BatchFrames][ndiscore.Headroom + rarpLength]byte
+	buffers         [ndiscore.BatchFrames][ndiscore.Headroom + ownLength]byte
 }
 
 type forgetting struct {
@@ -73,12 +77,11 @@ func newKeeper(b *Bridge, clock ndiscore.Clock, w *ndiscore.Worker) *keeper {
 		bridge: b, clock: clock, worker: w,
 		wake: make(chan struct{}, 1), forget: make(chan forgetting),
 		stop: make(chan struct{}), done: make(chan struct{}),
-		asked: make(map[*port]string),
-		tick:  min(max(b.opts.Age/10, minTick), maxTick),
+		asked:  make(map[*port]string),
+		probed: make(map[*port]uint16),
 	}
 	k.started = clock.Now()
-	k.ticked = k.started
-	go k.run()
+	k.ticked, k.watched = k.started, k.started
 	return k
 }
 
@@ -120,8 +123,10 @@ func (k *keeper) run() {
 		now := k.clock.Now()
 		k.take(now)
 		next := k.age(now)
-		if t := k.announceDue(now); !t.IsZero() && t.Before(next) {
-			next = t
+		for _, t := range [...]time.Time{k.announceDue(now), k.watch(now), k.watchLoops(now), k.bridge.snoop.step(now)} {
+			if !t.IsZero() && t.Before(next) {
+				next = t
+			}
 		}
 		timer := k.clock.AfterFunc(next.Sub(now), k.poke)
 		select {
@@ -140,15 +145,17 @@ func (k *keeper) run() {
 // age moves the coarse clock and the ageing on when a tick is due, and returns
 // when the next one is.
 func (k *keeper) age(now time.Time) time.Time {
-	if now.Sub(k.ticked) < k.tick {
-		return k.ticked.Add(k.tick)
+	age := k.bridge.opts.Load().Age
+	tick := min(max(age/10, minTick), maxTick)
+	if now.Sub(k.ticked) < tick {
+		return k.ticked.Add(tick)
 	}
-	late := now.Sub(k.ticked) > 3*k.tick
+	late := now.Sub(k.ticked) > 3*tick
 	k.ticked = now
-	t := k.bridge.fdb
+	t := k.bridge.table()
 	t.now.Store(uint32(now.Sub(k.started).Milliseconds()))
 	if !late {
-		t.expire(k.bridge.opts.Age)
+		t.expire(age)
 	}
 	// When we were late, so perhaps were the workers, and what they saw bears
 	// the stamp of long ago: let them see it again before judging.
@@ -158,7 +165,7 @@ func (k *keeper) age(now time.Time) time.Time {
 	} else if t.isFull.Load() {
 		k.fullTold(true)
 	}
-	return now.Add(k.tick)
+	return now.Add(tick)
 }
 
 func (k *keeper) fullTold(full bool) {
@@ -167,11 +174,12 @@ func (k *keeper) fullTold(full bool) {
 		return
 	}
 	b.fullTold = full
+	tell, t := b.opts.Load().Event, b.table()
 	if full {
-		b.opts.Event("bridge.fdb", "", "room", "full", fmt.Sprintf("%d addresses are known (mac_limit %d): frames to others are flooded", b.fdb.entries.Load(), b.opts.MACLimit))
+		tell("bridge.fdb", "", "room", "full", fmt.Sprintf("%d addresses are known (mac_limit %d): frames to others are flooded", t.entries.Load(), t.limit))
 		return
 	}
-	b.opts.Event("bridge.fdb", "", "full", "room", fmt.Sprintf("%d addresses are known (mac_limit %d); %d times one was not learned", b.fdb.entries.Load(), b.opts.MACLimit, b.fdb.refused.Load()))
+	tell("bridge.fdb", "", "full", "room", fmt.Sprintf("%d addresses are known (mac_limit %d); %d times one was not learned", t.entries.Load(), t.limit, t.refused.Load()))
 }
 
 // take turns requests into announcements.
@@ -207,6 +215,7 @@ func (k *keeper) drop(p *port) {
 	k.mu.Lock()
 	delete(k.asked, p)
 	k.mu.Unlock()
+	delete(k.probed, p)
 	for i, a := range k.jobs {
 		if a.port == p {
 			k.jobs = append(k.jobs[:i], k.jobs[i+1:]...)
@@ -221,7 +230,7 @@ func (k *keeper) announceDue(now time.Time) (next time.Time) {
 	for i := 0; i < len(k.jobs); i++ {
 		a := k.jobs[i]
 		if !a.due.After(now) && !k.step(a, now) {
-			k.bridge.opts.Event("bridge.announced", a.port.name, "", "", fmt.Sprintf("%s: %d reverse-ARP announcements", a.why, a.sent))
+			k.bridge.opts.Load().Event("bridge.announced", a.port.name, "", "", fmt.Sprintf("%s: %d reverse-ARP announcements", a.why, a.sent))
 			k.jobs = append(k.jobs[:i], k.jobs[i+1:]...)
 			i--
 			continue
@@ -261,23 +270,28 @@ func (k *keeper) step(a *announcement, now time.Time) bool {
 // batch sends one batch of a's round and reports whether it was the last.
 func (k *keeper) batch(a *announcement) (n int, last bool) {
 	b := k.bridge
+	v := b.view.Load()
+	if int(a.port.id) >= len(v.byID) || v.byID[a.port.id] != a.port {
+		return 0, true // it is no port any more
+	}
+	r := &v.rules[a.port.id]
 	q := k.worker.Scratch()
 	defer k.worker.Done(q)
 	if a.cursor < 0 {
 		a.cursor = 0
 		if b.filter.Load() != 0 { // somebody is there to be found
-			k.add(q, b.opts.MAC)
+			k.add(q, r, b.mac, v.vlan)
 		}
 	}
 	for !q.Full() {
-		slot, key, port := b.fdb.next(a.cursor)
+		slot, key, port := v.fdb.next(a.cursor)
 		if slot == noSlot {
 			last = true
 			break
 		}
 		a.cursor = slot + 1
 		if port != a.port.id {
-			k.add(q, macOf(key))
+			k.add(q, r, macOf(key), uint16(key>>vlanShift))
 		}
 	}
 	n = len(q.Frames)
@@ -290,15 +304,28 @@ func (k *keeper) batch(a *announcement) (n int, last bool) {
 	return n, last
 }
 
+// frame adds a frame of n bytes to q.
+func (k *keeper) frame(q *ndiscore.Batch, n int) *ndiscore.Frame {
+	i := len(q.Frames)
+	f := &k.frames[i]
+	f.Reset(k.buffers[i][:], ndiscore.Headroom, n)
+	q.Append(f)
+	return f
+}
+
 // add writes a reverse-ARP request (RFC 903) of mac for itself, as hypervisors
 // send it after a migration: switches learn from its source where mac is now,
-// and nobody answers.
-func (k *keeper) add(q *ndiscore.Batch, mac ndiscore.MAC) {
-	i := len(q.Frames)
-	f, buf := &k.frames[i], k.buffers[i][:]
-	f.Reset(buf, ndiscore.Headroom, rarpLength)
+// and nobody answers. It leaves by a port with rules r, in vlan if that is one
+// of the port's.
+func (k *keeper) add(q *ndiscore.Batch, r *rules, mac ndiscore.MAC, vlan uint16) {
+	if !r.member(vlan) {
+		return
+	}
+	f := k.frame(q, rarpLength)
 	writeRARP(f.Head, mac)
-	q.Append(f)
+	if vlan != r.untagged {
+		pushTag(f, vlan)
+	}
 }
 
 func writeRARP(h []byte, mac ndiscore.MAC) {
