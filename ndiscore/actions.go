@@ -15,16 +15,17 @@ type event struct {
 	err      error   // evDone: what it returned
 	why      string  // cause, in words
 	link     LinkState
-	member   int    // evMoved
+	left     int    // evMoved: the member that was left
+	member   int    // evMoved: the first one now
 	epoch    uint64 // evMoved
 	reply    int    // operation to answer, 0 for none
 	observed Observation
 	attrs    Attributes // evDone of an initialize: what it stated
 	poll     pollResult // evDone of a poll
 	protocol string     // evUnbind, evReenumerate, evLeave
-	target   string     // evUnbind
+	target   string     // evUnbind; evSecondary: the primary
 	filter   string     // evFilterLeaves
-	names    []string   // evFilterMoved: the new order
+	names    []string   // evFilterMoved: the new order; evBundleLeft: the members
 }
 
 type eventKind uint8
@@ -63,6 +64,10 @@ const (
 	evReenumerate                      // … or to be offered again what it is not bound to
 	evLeave                            // a protocol leaves, or gave up targets: answer when it is bound nowhere that it does not want
 	evAttributes                       // an adapter's attributes changed while it ran
+	evSecondary                        // its miniport makes an adapter a secondary
+	evPromoteSelf                      // … and a secondary the primary
+	evBundleLeft                       // an ndis5 bundle is gone: answer when nobody is bound for its sake
+	evSettle                           // answer when there is nothing left to do for it
 )
 
 // action is an output of the machine.
@@ -77,12 +82,13 @@ type action struct {
 	link     LinkState
 	reply    int
 	err      error
-	after    time.Duration // actWake, actAwait
-	event    Event         // actEvent
-	notice   NetEvent      // actNotify
-	power    PowerState    // actSetPower
-	oper     operState     // actOper
-	names    []string      // actReorder
+	after    time.Duration    // actWake, actAwait
+	event    Event            // actEvent
+	notice   NetEvent         // actNotify
+	power    PowerState       // actSetPower
+	oper     operState        // actOper
+	change   AttributesChange // actFollow
+	names    []string         // actReorder: modules; actPrimary: members
 	why      string
 }
 
@@ -120,6 +126,7 @@ const (
 	actShutdown // call Shutdowner
 	actTeam     // publish a team's member set
 	actStatus   // a team's link state or network change
+	actFollow   // a team's MAC or MTU follows its members'
 	actPrimary  // an ndis5 bundle's primary is now adapter (may be "")
 	actReply    // answer an operation
 	actWake     // call evTick after a while
@@ -185,6 +192,8 @@ func (a action) String() string {
 		return a.adapter + ".Shutdown"
 	case actTeam:
 		return fmt.Sprintf("%s.Active(%s)", a.adapter, a.set)
+	case actFollow:
+		return fmt.Sprintf("%s.Status(attributes %s, %d)", a.adapter, a.change.MAC, a.change.MTU)
 	case actStatus:
 		return fmt.Sprintf("%s.Status(%s)", a.adapter, a.why)
 	case actPrimary:

@@ -1,8 +1,11 @@
 package ndiscore
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -69,7 +72,8 @@ type BundleView struct {
 	DownDelay time.Duration // a link must have been down that long to be left
 	Hold      time.Duration // a recovered member must have held that long before a fail-back
 	NeedProof bool          // a prober watches: fail-back needs a probe answered over the member
-	Members   []MemberView  // in order of preference
+	Balance   Balance
+	Members   []MemberView // in order of preference
 }
 
 // MemberView is what is known of one member.
@@ -85,11 +89,13 @@ type MemberView struct {
 	LastProbe   time.Time // newest probe sent
 	ProbesLost  int       // unanswered in a row
 	Late        bool      // our own scheduler was late: probes prove nothing
+	Carries     bool      // BalanceHash: it has its share of the flows
 }
 
 // BundleDecision is what is to be done.
 type BundleDecision struct {
 	Active     int           // index into the view's Members, -1 for none
+	Carriers   []int         // BalanceHash: who shares the flows, in order of preference; Active among them
 	Successors []int         // where the data path may go by itself, in order
 	Verdicts   []Verdict     // one per member
 	Why        string        // the cause, when Active changes
@@ -144,17 +150,40 @@ type Observation struct {
 
 // BundleSpec is one bundle.
 type BundleSpec struct {
-	Name      string
+	Name      string // compared without case (B-2)
 	Mode      BundleMode
 	Members   []string // adapters, in order of preference
-	Failback  Failback
+	Failback  Failback // with BalanceHash: who takes group frames; flows go back whenever a member is proven good
 	Hold      time.Duration
 	UpDelay   time.Duration
 	DownDelay time.Duration
 	NeedProof bool // a prober is configured
-	MAC       MAC  // of a team's virtual adapter; zero: its first member's
-	MTU       int  // of a team's virtual adapter; 0: the smallest of its members'
+	Balance   Balance
+	LAG       bool // BalanceHash: the far end is a static link aggregate over all members
+	MAC       MAC  // of a team's virtual adapter; zero: its first member's, as it is when the team starts
+	ActiveMAC bool // … instead that of whichever member is active; not with BalanceHash
+	MTU       int  // of a team's virtual adapter; 0: the smallest of its members', as they change
+}
 
+// check refuses what contradicts itself.
+func (spec *BundleSpec) check() error {
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("bundle %s: %w: %s", spec.Name, ErrInvalidData, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case len(spec.Members) == 0:
+		return fail("it has no members")
+	case len(spec.Members) > maxMembers:
+		return fail("it has %d members, and %d is the most", len(spec.Members), maxMembers)
+	case spec.ActiveMAC && spec.Balance == BalanceHash:
+		return fail("all its members send, under one address, so that cannot be the active one's")
+	}
+	for i, n := range spec.Members {
+		if n == "" || slices.Contains(spec.Members[:i], n) {
+			return fail("member %q is empty, or in the list twice", n)
+		}
+	}
+	return nil
 }
 
 // failbackOverlap is how long a team keeps delivering unicast that arrives on
@@ -175,11 +204,17 @@ type teamSet struct {
 	member     int   // -1: none
 	overlap    int   // still delivers unicast, -1: none
 	successors []int // where the data path may go by itself
+	carriers   []int // BalanceHash: who carries flows, member among them; else nil
+	stay       bool  // leaving a member is not the data path's to decide (down_delay)
+	lag        bool  // BundleSpec.LAG
 }
 
 // String is the set as golden traces show it.
 func (t teamSet) String() string {
 	s := fmt.Sprint(t.member)
+	if t.carriers != nil {
+		s += fmt.Sprint(" of ", t.carriers)
+	}
 	if len(t.successors) > 0 {
 		s += fmt.Sprint(" then ", t.successors)
 	}
@@ -190,38 +225,96 @@ func (t teamSet) String() string {
 }
 
 func (t teamSet) same(o teamSet) bool {
-	if t.member != o.member || t.overlap != o.overlap || len(t.successors) != len(o.successors) {
-		return false
-	}
-	for i, s := range t.successors {
-		if o.successors[i] != s {
-			return false
-		}
-	}
-	return true
+	return t.member == o.member && t.overlap == o.overlap && t.stay == o.stay && t.lag == o.lag &&
+		(t.carriers == nil) == (o.carriers == nil) && slices.Equal(t.carriers, o.carriers) && slices.Equal(t.successors, o.successors)
+}
+
+// active reports whether frames leave by member i.
+func (t teamSet) active(i int) bool {
+	return i >= 0 && (i == t.member || slices.Contains(t.carriers, i))
 }
 
 // mBundle is a bundle inside the machine.
 type mBundle struct {
 	name     string
 	mode     BundleMode
-	members  []string
+	members  []string // by the indices that a team's sets hold; one that is not preferred has left
+	prefer   []int    // indices, in order of preference; nil: as they come
 	failback Failback
 	hold     time.Duration
 	up, down time.Duration
 	proof    bool
+	balance  Balance
+	lag      bool
 
 	// team
+	mac       MAC       // configured; zero: it has that of a member
+	activeMAC bool      // … of the active one
+	mtu       int       // configured; 0: the smallest of the members'
 	set       teamSet   // as published, or as the data path reported
 	published bool      // a first set is out
 	pinned    string    // member promoted by hand, preferred while it lasts
 	overlapTo time.Time // when the overlap ends
 	verdicts  []Verdict
-	linkUp    bool
+	link      LinkState // as those above were told
 	wake      time.Time // when a tick is due
 
 	// ndis5
 	primary string // "": none
+	own     bool   // made by its driver (SetSecondary), and gone when nobody can be its primary
+}
+
+// newBundle is a bundle as spec has it.
+func newBundle(spec BundleSpec) *mBundle {
+	b := &mBundle{name: spec.Name, mode: spec.Mode, members: slices.Clone(spec.Members), set: teamSet{member: -1, overlap: -1}}
+	b.adopt(spec)
+	return b
+}
+
+// adopt takes over what may change while b lives, but for its members.
+func (b *mBundle) adopt(spec BundleSpec) {
+	b.failback, b.hold, b.up, b.down, b.proof = spec.Failback, spec.Hold, spec.UpDelay, spec.DownDelay, spec.NeedProof
+	b.balance, b.lag = spec.Balance, spec.LAG
+	b.mac, b.activeMAC, b.mtu = spec.MAC, spec.ActiveMAC, spec.MTU
+}
+
+// preference lists the indices of b's members in order of preference.
+func (b *mBundle) preference() []int {
+	if b.prefer != nil {
+		return b.prefer
+	}
+	all := make([]int, len(b.members))
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// has reports whether an adapter is a member.
+func (b *mBundle) has(name string) bool { return b.index(name) >= 0 }
+
+// index is that of a member, -1 for none.
+func (b *mBundle) index(name string) int {
+	for _, i := range b.preference() {
+		if b.members[i] == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// names lists b's members in order of preference.
+func (b *mBundle) names() []string {
+	var names []string
+	for _, i := range b.preference() {
+		names = append(names, b.members[i])
+	}
+	return names
+}
+
+// floods reports whether what b sends may come back to it at any time.
+func (b *mBundle) floods() bool {
+	return !b.lag && (b.mode == BundleNDIS5 || b.balance == BalanceHash)
 }
 
 func (m *machine) bundle(name string) *mBundle {
@@ -233,15 +326,30 @@ func (m *machine) bundle(name string) *mBundle {
 	return nil
 }
 
-func (m *machine) bundleOf(a *mAdapter) *mBundle {
+// bundleID finds a bundle by a name in any case (B-2, C-50).
+func (m *machine) bundleID(name string) *mBundle {
 	for _, b := range m.bundles {
-		for _, n := range b.members {
-			if n == a.name {
-				return b
-			}
+		if strings.EqualFold(b.name, name) {
+			return b
 		}
 	}
 	return nil
+}
+
+func (m *machine) bundleOf(a *mAdapter) *mBundle { return m.bundleWith(a.name) }
+
+// bundleWith finds the bundle that an adapter is a member of.
+func (m *machine) bundleWith(member string) *mBundle {
+	for _, b := range m.bundles {
+		if b.has(member) {
+			return b
+		}
+	}
+	return nil
+}
+
+func (m *machine) dropBundle(b *mBundle) {
+	m.bundles = slices.DeleteFunc(slices.Clone(m.bundles), func(x *mBundle) bool { return x == b })
 }
 
 // evaluate looks at one bundle again and reports whether that let something
@@ -254,68 +362,26 @@ func (m *machine) evaluate(b *mBundle) bool {
 	return false
 }
 
-// evaluateNDIS5 keeps a primary: the first member initialised; when that one's
-// halt has begun, and so nobody is bound to it any more, the first of the
-// others, in order, that runs (B-3, B-10, B-13, C-54).
-func (m *machine) evaluateNDIS5(b *mBundle) bool {
-	if p := m.adapter(b.primary); p != nil && p.state != StateHalted && !p.halting && !p.stuck {
-		return false // a stuck one counts as gone: it is called no more, and closed
-	}
-	was := b.primary
-	b.primary = ""
-	for _, n := range b.members {
-		a := m.adapter(n)
-		if a == nil || a.goal != goalUp || a.surprise || a.stuck {
-			continue
-		}
-		if a.state != StateRunning && (was != "" || a.state != StatePaused) {
-			continue
-		}
-		if b.primary == "" {
-			b.primary = n
-		}
-		if a.link.Connected() { // rather one with a link, else the first
-			b.primary = n
-			break
-		}
-	}
-	if b.primary == was {
-		return false
-	}
-	why := "first member initialised"
-	if was != "" {
-		why = "primary " + was + " has left"
-		if a := m.adapter(was); a != nil {
-			why += ": " + a.cause
-		}
-	}
-	if b.primary == "" {
-		why = "no member left: " + why
-	}
-	if a := m.adapter(b.primary); a != nil && was != "" {
-		a.cause = why // of the bindings that follow
-	}
-	m.event(Event{What: "bundle.primary", Adapter: b.name, From: was, To: b.primary, Why: why})
-	m.emit(action{kind: actPrimary, adapter: b.primary, target: b.name})
-	return true
-}
-
 // view is what the decider may know of team b.
 func (m *machine) view(b *mBundle) (v BundleView, order []int) {
-	order = make([]int, 0, len(b.members))
-	for i, n := range b.members {
-		if n == b.pinned {
+	for _, i := range b.preference() {
+		if b.members[i] == b.pinned {
 			order = append([]int{i}, order...)
 		} else {
 			order = append(order, i)
 		}
 	}
-	v = BundleView{Name: b.name, Now: m.now, Active: -1, Failback: b.failback, UpDelay: b.up, DownDelay: b.down, Hold: b.hold, NeedProof: b.proof}
+	v = BundleView{
+		Name: b.name, Now: m.now, Active: -1, Failback: b.failback, UpDelay: b.up, DownDelay: b.down, Hold: b.hold, NeedProof: b.proof,
+		Balance: b.balance,
+	}
 	for vi, i := range order {
 		if i == b.set.member {
 			v.Active = vi
 		}
-		v.Members = append(v.Members, m.memberView(b, b.members[i]))
+		mv := m.memberView(b, b.members[i])
+		mv.Carries = slices.Contains(b.set.carriers, i)
+		v.Members = append(v.Members, mv)
 	}
 	return v, order
 }
@@ -354,7 +420,7 @@ func (m *machine) evaluateTeam(b *mBundle) {
 			b.verdicts[i] = d.Verdicts[vi]
 		}
 	}
-	set := teamSet{epoch: b.set.epoch, member: -1, overlap: -1}
+	set := teamSet{epoch: b.set.epoch, member: -1, overlap: -1, stay: b.down > 0, lag: b.lag}
 	if d.Active >= 0 {
 		set.member = order[d.Active]
 	}
@@ -363,33 +429,61 @@ func (m *machine) evaluateTeam(b *mBundle) {
 			set.successors = append(set.successors, order[s])
 		}
 	}
-	old := b.set
-	switch {
-	case set.member == old.member:
-		if old.overlap >= 0 && m.now.Before(b.overlapTo) && m.stillDelivers(b, old.overlap) {
-			set.overlap = old.overlap
+	if b.balance == BalanceHash && set.member >= 0 {
+		for _, c := range d.Carriers {
+			set.carriers = append(set.carriers, order[c])
 		}
-	case old.member >= 0 && set.member >= 0 && m.stillDelivers(b, old.member):
-		set.overlap = old.member
+		if !slices.Contains(set.carriers, set.member) {
+			set.carriers = append(set.carriers, set.member)
+		}
+	}
+	old := b.set
+	left := -1 // a member that carries no more, and may have frames under way to it
+	for i := range b.members {
+		if set.member >= 0 && old.active(i) && !set.active(i) && m.stillDelivers(b, i) {
+			left = i
+		}
+	}
+	switch {
+	case left >= 0:
+		set.overlap = left
 		b.overlapTo = m.now.Add(failbackOverlap)
+	case old.overlap >= 0 && !set.active(old.overlap) && (set.member == old.member || set.carriers != nil) &&
+		m.now.Before(b.overlapTo) && m.stillDelivers(b, old.overlap):
+		set.overlap = old.overlap
 	}
 	if b.pinned != "" && set.member >= 0 && b.members[set.member] != b.pinned {
 		b.pinned = "" // what was promoted by hand has failed; the usual order holds again
 	}
 	if !b.published || !set.same(old) {
-		if set.member != old.member || !b.published {
-			m.activeChanged(b, old.member, set.member, d.Why)
-		}
-		b.published = true
-		m.emit(action{kind: actTeam, adapter: b.name, set: set, why: d.Why})
-		set.epoch++
-		b.set = set
+		m.publish(b, set, d.Why)
+	} else {
+		m.follow(b)
 		m.teamLink(b, d.Why)
-		if set.member != old.member && set.member >= 0 {
-			m.announce(b, d.Why)
-		}
 	}
 	m.wakeFor(b, d.Recheck)
+}
+
+// publish has the data path of team b go by set.
+func (m *machine) publish(b *mBundle, set teamSet, why string) {
+	old := b.set
+	m.activeChanged(b, old, set, why)
+	m.emit(action{kind: actTeam, adapter: b.name, set: set, why: why})
+	set.epoch++
+	b.set, b.published = set, true
+	m.follow(b)
+	m.teamLink(b, why)
+	if changed(old, set) {
+		m.announce(b, why)
+	}
+}
+
+// changed reports whether the network outside has to learn where to send to now:
+// another member takes group frames, or one of those that carried flows, and may
+// be where they are answered, does so no more.
+func changed(old, set teamSet) bool {
+	return set.member >= 0 && (set.member != old.member ||
+		slices.ContainsFunc(old.carriers, func(c int) bool { return !set.active(c) }))
 }
 
 func (m *machine) stillUsable(b *mBundle, member int) bool {
@@ -416,8 +510,23 @@ func (a *mAdapter) leavesInOrder() bool {
 // the new one. So a planned change loses nothing.
 func (m *machine) lingers(a *mAdapter) bool {
 	b := m.bundleOf(a)
-	return b != nil && b.mode == BundleTeam && b.memberName(b.set.overlap) == a.name && a.leavesInOrder() &&
-		m.adapter(b.name) != nil
+	return b != nil && a.leavesInOrder() && m.overlaps(b, a)
+}
+
+// overlaps reports whether team b still takes what comes in by a, which it left.
+func (m *machine) overlaps(b *mBundle, a *mAdapter) bool {
+	return b.mode == BundleTeam && b.memberName(b.set.overlap) == a.name && m.adapter(b.name) != nil
+}
+
+// lingersFor reports whether a binding that is wanted no more stays a while: a
+// team has given up the member, and still takes what comes in by it.
+func (m *machine) lingersFor(a *mAdapter, mb *mBinding) bool {
+	for _, b := range m.bundles {
+		if mb.protocol.name == teamProtocol(b.name) && !mb.protocol.leaving && m.overlaps(b, a) {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *mBundle) memberName(i int) string {
@@ -427,28 +536,75 @@ func (b *mBundle) memberName(i int) string {
 	return b.members[i]
 }
 
-func (m *machine) activeChanged(b *mBundle, from, to int, why string) {
-	if from == to {
-		return
+func (m *machine) activeChanged(b *mBundle, old, set teamSet, why string) {
+	if from, to := b.activeNames(old), b.activeNames(set); from != to {
+		m.event(Event{What: "bundle.active", Adapter: b.name, From: from, To: to, Why: why})
 	}
-	m.event(Event{What: "bundle.active", Adapter: b.name, From: b.memberName(from), To: b.memberName(to), Why: why})
 }
 
-// teamLink keeps the virtual adapter's link: connected while a member is active.
-func (m *machine) teamLink(b *mBundle, why string) {
-	up := b.set.member >= 0
-	if up == b.linkUp {
-		return
+// activeNames are the active member, or those that share the flows, for people.
+func (b *mBundle) activeNames(set teamSet) string {
+	if set.carriers == nil {
+		return b.memberName(set.member)
 	}
-	b.linkUp = up
-	l := LinkState{Media: MediaDisconnected, Why: why}
-	if up {
+	names := make([]string, len(set.carriers))
+	for i, c := range set.carriers {
+		names[i] = b.memberName(c)
+	}
+	return strings.Join(names, " ")
+}
+
+// teamLink keeps the virtual adapter's link: connected while a member is active,
+// as fast as that one, or as all that share the flows.
+func (m *machine) teamLink(b *mBundle, why string) {
+	l := LinkState{Media: MediaDisconnected}
+	if b.set.member >= 0 {
 		l.Media = MediaConnected
-		if a := m.adapter(b.members[b.set.member]); a != nil {
-			l.Speed = a.link.Speed
+		for i, n := range b.members {
+			if a := m.adapter(n); a != nil && b.set.active(i) {
+				l.Speed += a.link.Speed
+			}
 		}
 	}
-	m.emit(action{kind: actStatus, adapter: b.name, link: l, why: "link " + l.Media.String()})
+	if l.same(b.link) || b.link.Media == MediaUnknown && !l.Connected() {
+		return
+	}
+	what := "link " + l.Media.String()
+	if l.Media == b.link.Media {
+		what = "link speed"
+	}
+	l.Why = cmp.Or(why, "active: "+b.activeNames(b.set))
+	b.link = l
+	m.emit(action{kind: actStatus, adapter: b.name, link: l, why: what})
+}
+
+// follow keeps the virtual adapter's MTU and MAC as its members have them.
+func (m *machine) follow(b *mBundle) {
+	t := m.adapter(b.name)
+	if t.state == StateHalted || t.state == StateInitializing || t.state == StateShutdown {
+		return // Initialize takes them from the members, and then it is compared
+	}
+	mtu, mac := b.mtu, b.mac
+	if mtu == 0 {
+		for _, n := range b.names() { // one that is halted will be back
+			if a := m.adapter(n); a != nil && a.attrs.MTU > 0 && (mtu == 0 || a.attrs.MTU < mtu) {
+				mtu = a.attrs.MTU
+			}
+		}
+	}
+	if a := m.adapter(b.memberName(b.set.member)); a != nil && b.activeMAC {
+		mac = a.attrs.MAC
+	}
+	change := AttributesChange{Why: "its members"}
+	if mtu > 0 && mtu != t.attrs.MTU {
+		change.MTU, t.attrs.MTU = mtu, mtu
+	}
+	if !mac.IsZero() && mac != t.attrs.MAC {
+		change.MAC, t.attrs.MAC = mac, mac
+	}
+	if change.MTU > 0 || !change.MAC.IsZero() {
+		m.emit(action{kind: actFollow, adapter: b.name, change: change})
+	}
 }
 
 // announce has everybody above the team tell the switches outside.
@@ -456,24 +612,31 @@ func (m *machine) announce(b *mBundle, why string) {
 	m.emit(action{kind: actStatus, adapter: b.name, why: "network change"})
 }
 
-// moved takes note that the data path has gone to a successor by itself.
+// moved takes note that the data path has left a member by itself.
 func (m *machine) moved(ev event) {
 	b := m.bundle(ev.adapter)
 	if b == nil || m.adapter(b.name) == nil {
 		return // the team is gone; its lower edge is still bound
 	}
-	from := b.set.member
-	b.set.member, b.set.epoch, b.set.overlap = ev.member, ev.epoch, -1
-	b.set.successors = nil // unknown until published anew
-	m.activeChanged(b, from, ev.member, ev.why)
-	if a := m.adapter(b.memberName(from)); a != nil && from != ev.member {
+	old := b.set
+	set := teamSet{epoch: ev.epoch, member: ev.member, overlap: -1, stay: old.stay, lag: old.lag} // successors are unknown until published anew
+	if old.carriers != nil {
+		set.carriers = slices.DeleteFunc(slices.Clone(old.carriers), func(c int) bool { return c == ev.left })
+		if !slices.Contains(set.carriers, ev.member) {
+			set.carriers = append(set.carriers, ev.member)
+		}
+	}
+	b.set = set
+	m.activeChanged(b, old, set, ev.why)
+	if a := m.adapter(b.memberName(ev.left)); a != nil && !set.active(ev.left) {
 		// It failed, however short: it has to prove itself from now on.
 		a.usable, a.usableSince = false, m.now
 		a.failures++
 		a.lastFailure = m.now
 	}
+	m.follow(b)
 	m.teamLink(b, ev.why)
-	if ev.member >= 0 && from != ev.member {
+	if changed(old, set) {
 		m.announce(b, ev.why)
 	}
 }
@@ -495,17 +658,12 @@ func (m *machine) wakeFor(b *mBundle, recheck time.Duration) {
 
 // promote makes a member active by hand.
 func (m *machine) promote(ev event) {
-	b := m.bundle(ev.adapter)
+	b := m.bundleID(ev.adapter)
 	if b == nil || b.mode == BundleTeam && m.adapter(b.name) == nil {
 		m.reply(ev.reply, fmt.Errorf("bundle %s: %w", ev.adapter, ErrNotFound))
 		return
 	}
-	i := -1
-	for k, n := range b.members {
-		if n == ev.why {
-			i = k
-		}
-	}
+	i := b.index(ev.why)
 	if i < 0 {
 		m.reply(ev.reply, fmt.Errorf("bundle %s: promote %s: %w: it is not a member", b.name, ev.why, ErrNotFound))
 		return
@@ -520,19 +678,22 @@ func (m *machine) promote(ev event) {
 	}
 	b.pinned = ev.why
 	if b.set.member != i {
+		const why = "promoted by hand"
 		old := b.set
-		set := teamSet{epoch: old.epoch, member: i, overlap: -1}
-		if old.member >= 0 && m.stillUsable(b, old.member) {
+		set := teamSet{epoch: old.epoch, member: i, overlap: -1, stay: old.stay, lag: old.lag}
+		if old.carriers != nil {
+			set.carriers = old.carriers
+			if !old.active(i) {
+				set.carriers = append(slices.Clone(old.carriers), i)
+			}
+		} else if old.member >= 0 && m.stillUsable(b, old.member) {
 			set.overlap = old.member
-			set.successors = []int{old.member}
 			b.overlapTo = m.now.Add(failbackOverlap)
 		}
-		m.activeChanged(b, old.member, i, "promoted by hand")
-		m.emit(action{kind: actTeam, adapter: b.name, set: set, why: "promoted by hand"})
-		set.epoch++
-		b.set, b.published = set, true
-		m.teamLink(b, "promoted by hand")
-		m.announce(b, "promoted by hand")
+		if old.member >= 0 && m.stillUsable(b, old.member) {
+			set.successors = []int{old.member}
+		}
+		m.publish(b, set, why)
 	}
 	m.reply(ev.reply, nil)
 }
@@ -559,7 +720,8 @@ func teamProtocol(name string) string { return "team " + name }
 type BundleInfo struct {
 	Name     string         `json:"name"`
 	Mode     BundleMode     `json:"mode"`
-	Active   string         `json:"active"` // "" when no member is usable
+	Active   string         `json:"active"` // "" when no member is usable; with BalanceHash the one that takes group frames
+	Balance  Balance        `json:"balance"`
 	Failback Failback       `json:"failback"`
 	Hold     jsonDuration   `json:"hold"`
 	Members  []BundleMember `json:"members"`
@@ -568,7 +730,7 @@ type BundleInfo struct {
 // BundleMember is one member in a BundleInfo.
 type BundleMember struct {
 	Adapter string       `json:"adapter"`
-	Role    string       `json:"role"` // "active", "standby", "down"; in ndis5 mode "primary", "secondary"
+	Role    string       `json:"role"` // "active" (with BalanceHash several are), "standby", "down"; in ndis5 mode "primary", "secondary"
 	Verdict Verdict      `json:"verdict"`
 	State   AdapterState `json:"state"`
 	Link    LinkState    `json:"link"`
@@ -582,11 +744,12 @@ type jsonDuration time.Duration
 func (d jsonDuration) MarshalJSON() ([]byte, error) { return json.Marshal(time.Duration(d).String()) }
 
 func (m *machine) bundleInfo(b *mBundle) BundleInfo {
-	info := BundleInfo{Name: b.name, Mode: b.mode, Failback: b.failback, Hold: jsonDuration(b.hold), Active: b.primary}
+	info := BundleInfo{Name: b.name, Mode: b.mode, Balance: b.balance, Failback: b.failback, Hold: jsonDuration(b.hold), Active: b.primary}
 	if b.mode == BundleTeam {
 		info.Active = b.memberName(b.set.member)
 	}
-	for i, n := range b.members {
+	for _, i := range b.preference() {
+		n := b.members[i]
 		bm := BundleMember{Adapter: n, Role: "down"}
 		if a := m.adapter(n); a != nil {
 			bm.State, bm.Link = a.state, a.link
@@ -606,7 +769,7 @@ func (m *machine) bundleInfo(b *mBundle) BundleInfo {
 					bm.Verdict = b.verdicts[i]
 				}
 				switch {
-				case i == b.set.member:
+				case b.set.active(i):
 					bm.Role = "active"
 				case up && a.link.Connected():
 					bm.Role = "standby"

@@ -9,6 +9,11 @@ import (
 // between a pause downward and a restart upward (7.8). Nobody is unbound for an
 // optional module; for a mandatory one, everybody is (F-4).
 
+// sleeping reports whether a is suspended, or is being put to sleep: its chain
+// then stays as it is, since whoever waits for a change would wait for the
+// resume.
+func (a *mAdapter) sleeping() bool { return a.asleep || a.goal == goalSleep }
+
 func (a *mAdapter) module(name string) *mFilter {
 	for _, f := range a.filters {
 		if f.name == name {
@@ -115,8 +120,12 @@ func (m *machine) filterAdded(a *mAdapter, ev event) {
 
 func (m *machine) filterLeaves(a *mAdapter, ev event) {
 	f := a.module(ev.filter)
-	if f == nil || f.leaving {
+	switch {
+	case f == nil || f.leaving:
 		m.reply(ev.reply, fmt.Errorf("adapter %s: filter %s: %w", a.name, ev.filter, ErrNotFound))
+		return
+	case a.sleeping():
+		m.reply(ev.reply, fmt.Errorf("adapter %s: filter %s: remove: %w: it is suspended", a.name, ev.filter, ErrInvalidState))
 		return
 	}
 	f.leaving = true
@@ -124,6 +133,10 @@ func (m *machine) filterLeaves(a *mAdapter, ev event) {
 }
 
 func (m *machine) filterMoved(a *mAdapter, ev event) {
+	if a.sleeping() {
+		m.reply(ev.reply, fmt.Errorf("adapter %s: filter %s: move: %w: it is suspended", a.name, ev.filter, ErrInvalidState))
+		return
+	}
 	a.order = ev.names
 	a.settling = append(a.settling, waiter{reply: ev.reply})
 }

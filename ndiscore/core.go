@@ -49,8 +49,10 @@ type Core struct {
 	protos   map[string]*protocol
 	drivers  map[string]*DriverHandle
 	awaiting map[string]context.CancelFunc
+	turning  bool // turn is being advanced
 
-	graceMu sync.Mutex // one waiter for the workers at a time
+	turn    atomic.Uint64 // a clock for the packet path, in turns of turnLength, while a bundle needs it
+	graceMu sync.Mutex    // one waiter for the workers at a time
 	workers struct {
 		sync.Mutex // guards registration
 		live       [MaxWorkers]atomic.Pointer[Worker]
@@ -280,17 +282,20 @@ func (c *Core) collect() {
 		if a := c.m.adapter(name); a == nil || a.state == StateInitializing {
 			continue
 		}
+		if s.attrsNews.CompareAndSwap(true, false) {
+			c.step(event{kind: evAttributes, adapter: name, attrs: s.attributes()})
+		}
 		if r := s.removing.Load(); r != nil && r.seen.CompareAndSwap(false, true) {
 			c.step(event{kind: evRemoveMiniport, adapter: name, why: r.why})
 		}
-		if r := s.wantsReset.Load(); r != nil && r.seen.CompareAndSwap(false, true) {
+		if r := s.wantsReset.Swap(nil); r != nil { // refused or not, it may ask again
 			c.step(event{kind: evMiniportReset, adapter: name, why: r.why})
 		}
 	}
 	// After what the members had to say, so that the machine knows why.
 	for _, t := range c.teams {
 		for _, n := range t.takeMoves() {
-			c.step(event{kind: evMoved, adapter: t.name, member: n.to, epoch: n.epoch, why: n.why})
+			c.step(event{kind: evMoved, adapter: t.name, left: n.left, member: n.to, epoch: n.epoch, why: n.why})
 		}
 	}
 }
@@ -319,7 +324,11 @@ func (c *Core) perform(a action) {
 		if a.halt == HaltSurpriseRemoved {
 			r = DropSurpriseRemoved
 		}
-		c.slots[a.adapter].close(r)
+		s := c.slots[a.adapter]
+		if a.halt == HaltDeviceFailed {
+			s.stuck.Store(true)
+		}
+		s.close(r)
 	case actAwait:
 		c.await(a.adapter, a.after)
 	case actForget:
@@ -328,6 +337,12 @@ func (c *Core) perform(a action) {
 		c.shutdown(c.slots[a.adapter])
 	case actTeam:
 		c.teams[a.adapter].publish(a.set)
+	case actFollow:
+		t := c.teams[a.adapter]
+		if !a.change.MAC.IsZero() {
+			t.mac.Store(a.change.MAC.Key())
+		}
+		c.slots[a.adapter].indicate(a.change)
 	case actStatus:
 		s := c.slots[a.adapter]
 		if a.link != (LinkState{}) {
@@ -357,7 +372,7 @@ func (c *Core) perform(a action) {
 	case actLeft:
 		delete(c.protos, a.protocol)
 	case actPrimary:
-		c.setPrimary(a.target, a.adapter)
+		c.setPrimary(c.m.bundle(a.target), a.names, a.adapter)
 	case actWake:
 		c.clock.AfterFunc(a.after, func() { c.post(post{ev: event{kind: evTick}}) })
 	default:
@@ -420,6 +435,9 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 		}
 		s.adapter.Halt(ctx, a.halt)
 		s.alive.Store(aliveNo)
+		if a.halt == HaltPoweredDown {
+			s.update(func() { s.state.asleep = true })
+		}
 	case actRestart:
 		s.update(func() { s.state.receive = true })
 		if err := s.adapter.Restart(ctx); err != nil {
@@ -493,12 +511,13 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 		if c.grace(ctx) != nil || s.out.quiet(ctx, false) != nil {
 			return fmt.Errorf("adapter %s: pause of %s: a worker does not leave the data path: %w", s.name, p.name, ErrQuarantined)
 		}
-		err := p.impl.Event(ctx, b, EventPause)
+		if err := p.impl.Event(ctx, b, EventPause); err != nil {
+			s.fault(fmt.Sprintf("%s refuses to pause, which it may not: %v", p.name, err))
+		}
 		b.running.Store(false)
 		if c.grace(ctx) != nil {
 			return fmt.Errorf("adapter %s: pause of %s: a worker does not leave the data path: %w", s.name, p.name, ErrQuarantined)
 		}
-		return err
 	case actBindsComplete:
 		return p.impl.Event(ctx, nil, EventBindsComplete)
 	case actBindList:
@@ -529,7 +548,7 @@ func (s *slot) notify(ctx context.Context, ev NetEvent) error {
 		}
 		err = fmt.Errorf("adapter %s: %s refuses %s: %w: %w", s.name, t.name, ev, ErrNotAccepted, err)
 		if ev != EventQueryRemoveDevice {
-			s.core.Report(Event{What: "adapter.fault", Adapter: s.name, Why: err.Error() + ", which it may not"})
+			s.fault(err.Error() + ", which it may not")
 			continue
 		}
 		for _, t := range tell[:i+1] {
@@ -584,7 +603,9 @@ func (s *slot) reset(ctx context.Context, why string) error {
 	s.indicate(ResetStart{Why: why})
 	addressing, err := d.Reset(ctx)
 	s.resets.Add(1)
-	s.abortOID(ErrRequestAborted) // Z-4: it should have completed it
+	if s.abortOID(ErrRequestAborted) {
+		s.fault("its reset left an OID request that it should have completed") // Z-4
+	}
 	if addressing && (err == nil || errors.Is(err, ErrSoftErrors)) {
 		if e := s.restore(ctx); e != nil {
 			err = errors.Join(fmt.Errorf("%w: settings", ErrSoftErrors), e)
@@ -690,7 +711,7 @@ func (s *slot) dropBinding(ctx context.Context, b *Binding) {
 	s.update(func() {
 		s.bindings = slices.DeleteFunc(slices.Clone(s.bindings), func(x *Binding) bool { return x == b })
 	})
-	if s.gone.Load() == nil {
+	if s.gone.Load() == nil && !s.stuck.Load() {
 		// The union of packet filters may have shrunk. An adapter that will
 		// not have it keeps delivering more than is wanted; the core filters.
 		_ = s.updateFilter(ctx, false)
@@ -710,30 +731,55 @@ func (c *Core) updateWithSecondaries(s *slot, f func()) {
 	}
 }
 
-// setPrimary points the members of an ndis5 bundle at their primary.
-func (c *Core) setPrimary(bundle, name string) {
+// setPrimary points the members of an ndis5 bundle at their primary; of one that
+// is no more, b is nil, at nobody.
+func (c *Core) setPrimary(b *mBundle, members []string, name string) {
 	p := c.slots[name]
 	var others []*slot
-	for _, n := range c.m.bundle(bundle).members {
+	for _, n := range members {
 		if s := c.slots[n]; s != nil {
 			// First of all nobody points at anybody: a secondary's lock is held
 			// while its primary's is taken, so the order must never be mixed.
 			s.publish.Lock()
-			s.primary, s.secondaries = nil, nil
+			s.primary, s.secondaries, s.share = nil, nil, nil
 			s.publish.Unlock()
 			if s != p {
 				others = append(others, s)
 			}
 		}
 	}
+	var share *sharing
+	if b != nil && p != nil && len(others) > 0 {
+		share = &sharing{hash: b.balance == BalanceHash, lag: b.lag, ours: &sources{turn: &c.turn}}
+		for _, s := range append([]*slot{p}, others...) {
+			share.members = append(share.members, s)
+			share.seeds = append(share.seeds, laneSeed(s.name))
+		}
+	}
 	// The primary first: whoever opens a binding of it meanwhile publishes the
 	// secondaries too, or has done so before they look.
 	if p != nil {
-		p.update(func() { p.secondaries = others })
+		p.update(func() { p.secondaries, p.share = others, share })
 	}
 	for _, s := range others {
-		s.update(func() { s.primary = p })
+		s.update(func() { s.primary, s.share = p, share })
 	}
+	c.keepTurning()
+}
+
+// keepTurning advances turn for as long as a bundle needs it.
+func (c *Core) keepTurning() {
+	if c.turning || !slices.ContainsFunc(c.m.bundles, (*mBundle).floods) {
+		return
+	}
+	c.turning = true
+	c.clock.AfterFunc(turnLength, func() {
+		c.turn.Add(1)
+		c.post(post{fn: func() {
+			c.turning = false
+			c.keepTurning()
+		}})
+	})
 }
 
 // grace waits until every worker that may have seen the old tables has left

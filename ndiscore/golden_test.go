@@ -291,7 +291,7 @@ func (in *interpreter) command(f []string) error {
 		for i, a := range in.held {
 			if a.String() == name {
 				in.held = append(in.held[:i], in.held[i+1:]...)
-				in.step(event{kind: evDone, adapter: a.adapter, action: &a, link: in.links[a.adapter], attrs: in.attrs[a.adapter], poll: in.polls[a.adapter]})
+				in.step(in.returns(a))
 				return nil
 			}
 		}
@@ -350,14 +350,19 @@ func (in *interpreter) step(ev event) {
 				in.held = append(in.held, a)
 				continue
 			}
-			done := event{kind: evDone, adapter: a.adapter, action: &a, link: in.links[a.adapter], attrs: in.attrs[a.adapter], poll: in.polls[a.adapter]}
-			if e, ok := in.fails[name]; ok {
-				delete(in.fails, name)
-				done.err = errors.New(e)
-			}
-			queue = append(queue, done)
+			queue = append(queue, in.returns(a))
 		}
 	}
+}
+
+// returns is the return of a call, as told to end.
+func (in *interpreter) returns(a action) event {
+	done := event{kind: evDone, adapter: a.adapter, action: &a, link: in.links[a.adapter], attrs: in.attrs[a.adapter], poll: in.polls[a.adapter]}
+	if e, ok := in.fails[a.String()]; ok {
+		delete(in.fails, a.String())
+		done.err = errors.New(e)
+	}
+	return done
 }
 
 // firstUsable is the plainest policy: the first usable member, at once. What

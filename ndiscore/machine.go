@@ -49,9 +49,10 @@ type mProtocol struct {
 }
 
 // leaver is an operation that ends when a protocol has no binding that it does
-// not want.
+// not want; or, without a protocol, when nobody has one on these adapters.
 type leaver struct {
 	protocol *mProtocol
+	adapters []string
 	reply    int
 }
 
@@ -92,9 +93,10 @@ type mAdapter struct {
 
 	surprise    bool // the device is gone
 	pnpTold     bool
-	stuck       bool // a call did not return
-	busy        bool // a call is under way
-	halting     bool // … and it is Halt
+	stuck       bool       // a call did not return
+	busy        bool       // a call is under way
+	call        actionKind // … namely this
+	halting     bool       // … and it is Halt
 	lastHalt    HaltAction
 	hasReset    bool       // implements Resetter
 	attrs       Attributes // as last stated
@@ -125,6 +127,7 @@ type mAdapter struct {
 	probesLost  int
 	late        bool
 	waiters     []waiter
+	secondary   bool // of an ndis5 bundle, since it was initialised
 }
 
 // waiter is an operation that is answered when its adapter reaches goal: with
@@ -168,6 +171,8 @@ func (m *machine) step(now time.Time, ev event) []action {
 		m.moved(ev)
 	case evPromote:
 		m.promote(ev)
+	case evBundleLeft:
+		m.leavers = append(m.leavers, leaver{adapters: ev.names, reply: ev.reply})
 	default:
 		if a == nil {
 			if ev.kind != evDone || ev.action.protocol == "" {
@@ -265,6 +270,7 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		m.setState(a, StateShutdown, ev.why)
 		a.goal = goalRest
 		m.answer(a, ErrStopped)
+		m.drop(a, ev.why)
 		m.reply(ev.reply, nil)
 	case evDone:
 		m.done(a, ev)
@@ -288,12 +294,18 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		m.filterLeaves(a, ev)
 	case evFilterMoved:
 		m.filterMoved(a, ev)
+	case evSettle:
+		a.settling = append(a.settling, waiter{reply: ev.reply})
 	case evUnbind:
 		if p := m.protocol(ev.protocol); p != nil {
 			p.shun(a.name)
 		}
 	case evAttributes:
 		a.attrs = ev.attrs
+	case evSecondary:
+		m.setSecondary(a, ev)
+	case evPromoteSelf:
+		m.promoteSelf(a, ev)
 	case evLink:
 		if a.link.Media == ev.link.Media { // another speed, or another sign of the same
 			a.link.Speed = ev.link.Speed
@@ -325,12 +337,17 @@ func (m *machine) start(a *mAdapter, ev event) {
 			a.retry = 0
 		}
 		m.redirect(a, goalUp, ev)
-		for _, b := range a.bindings {
-			b.failed = false
-		}
-		for _, f := range a.filters {
-			f.failed = false
-		}
+		a.tryAgain()
+	}
+}
+
+// tryAgain forgets who failed before.
+func (a *mAdapter) tryAgain() {
+	for _, b := range a.bindings {
+		b.failed = false
+	}
+	for _, f := range a.filters {
+		f.failed = false
 	}
 }
 
@@ -404,15 +421,22 @@ func (m *machine) failed(a *mAdapter, err error) {
 
 // advance performs what a needs next and reports whether anything changed.
 func (m *machine) advance(a *mAdapter) bool {
-	if a.busy || a.stuck || a.state == StateShutdown || m.lingers(a) {
+	if a.busy || a.state == StateShutdown || m.lingers(a) {
 		return false
 	}
-	if act, ok := m.next(a); ok {
+	next := m.next
+	if a.stuck {
+		next = m.nextStuck
+	}
+	if act, ok := next(a); ok {
 		act.adapter = a.name
-		a.busy = true
+		a.busy, a.call = true, act.kind
 		m.began(a, act)
 		m.emit(act)
 		return true
+	}
+	if a.stuck {
+		return false
 	}
 	if m.arrived(a) {
 		return true
@@ -442,6 +466,7 @@ func (m *machine) arrived(a *mAdapter) bool {
 		m.answer(a, nil)
 		a.goal = goalRest
 		if a.forget {
+			m.drop(a, a.cause)
 			m.event(Event{What: "adapter.removed", Adapter: a.name, Why: a.cause})
 			m.emit(action{kind: actForget, adapter: a.name})
 			for i, x := range m.adapters {
@@ -522,7 +547,7 @@ func (m *machine) nextUp(a *mAdapter) (action, bool) {
 		return act, true
 	}
 	for _, w := range m.wanted(a) {
-		if b := a.binding(w.protocol, w.target); b == nil && !a.queried || b != nil && b.state == BindingUnbound && !b.failed {
+		if b := a.binding(w.protocol, w.target); !a.queried && (b == nil || b.state == BindingUnbound && !b.failed) {
 			return action{kind: actBind, protocol: w.protocol.name, target: w.target}, true
 		}
 	}
@@ -624,7 +649,7 @@ func (m *machine) wanted(a *mAdapter) []want {
 			continue
 		}
 		for _, t := range p.targets {
-			if t == name || t == a.name {
+			if (t == name || t == a.name) && !m.elsewhere(a, p, t) {
 				ws = append(ws, want{p, t})
 			}
 		}
@@ -638,7 +663,7 @@ func (m *machine) unwanted(a *mAdapter) *mBinding {
 	ws := m.wanted(a)
 	for i := len(a.bindings) - 1; i >= 0; i-- {
 		b := a.bindings[i]
-		if slices.Contains(ws, want{b.protocol, b.target}) {
+		if slices.Contains(ws, want{b.protocol, b.target}) || m.lingersFor(a, b) {
 			continue
 		}
 		if b.state != BindingUnbound {
@@ -711,6 +736,10 @@ func (m *machine) began(a *mAdapter, act action) {
 // done records how a call ended.
 func (m *machine) done(a *mAdapter, ev event) {
 	act, err := ev.action, ev.err
+	if !a.busy || act.kind != a.call {
+		m.event(Event{What: "adapter.fault", Adapter: a.name, Why: act.String() + " ended, and was not under way"})
+		return
+	}
 	a.busy = false
 	if a.state == StateShutdown {
 		return
@@ -738,6 +767,9 @@ func (m *machine) done(a *mAdapter, ev event) {
 		}
 		m.setState(a, StatePaused, "initialized")
 		a.link, a.attrs = ev.link, ev.attrs
+		if b := m.bundle(a.name); b != nil && a.virtual && ev.link.Media != MediaUnknown {
+			b.link = ev.link
+		}
 		a.forgot, a.asleep = a.asleep && len(a.bindings) > 0, false
 		a.resets, a.polls = resetHistory{}, pollHistory{}
 		a.initialized = true
@@ -796,7 +828,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 		m.event(Event{What: "binding.unbound", Adapter: a.name, Protocol: act.protocol, Why: a.cause})
 	case actHalt:
 		a.halting = false
-		a.lastHalt = act.halt
+		a.lastHalt, a.secondary = act.halt, false
 		m.event(Event{What: "adapter.halt", Adapter: a.name, To: act.halt.String(), Why: a.cause})
 		m.setState(a, StateHalted, act.halt.String())
 		if act.halt == HaltPoweredDown {
@@ -840,7 +872,7 @@ const (
 // binding, only the device is given back (S-6, C-11, C-63).
 func (m *machine) failStart(a *mAdapter, err error) {
 	m.event(Event{What: "adapter.start-failed", Adapter: a.name, Why: err.Error()})
-	if a.goal != goalUp && a.goal != goalPause {
+	if a.goal == goalDown || a.goal == goalRest {
 		return // it is leaving anyway
 	}
 	m.failed(a, err)

@@ -29,9 +29,10 @@ func (c *Core) Stop(ctx context.Context, name, why string) error {
 }
 
 // Remove halts an adapter (HaltDeviceDisabled, or HaltInstanceDeInitialized for
-// a virtual one), gives its device up and forgets it.
+// a virtual one), gives its device up and forgets it. With a team's virtual
+// adapter goes the team.
 func (c *Core) Remove(ctx context.Context, name, why string) error {
-	return c.operate(ctx, event{kind: evRemove, adapter: name, why: why})
+	return c.remove(ctx, name, why, nil)
 }
 
 // Shutdown ends an adapter without freeing anything (MiniportShutdownEx): no
@@ -116,6 +117,13 @@ func (c *Core) AllowBinds(name string) {
 	c.post(post{ev: event{kind: evAllow, adapter: name}})
 }
 
+// Settle returns when there is nothing left to do for an adapter: everybody who
+// wants to be bound to it is, or it is down. What the core was told before the
+// call is done.
+func (c *Core) Settle(ctx context.Context, name string) error {
+	return c.operate(ctx, event{kind: evSettle, adapter: name})
+}
+
 // --- Filters -----------------------------------------------------------------
 
 // InsertFilter puts a module into the chain of an adapter, at position index
@@ -134,7 +142,7 @@ func (c *Core) InsertFilter(ctx context.Context, adapter string, spec FilterSpec
 			return fmt.Errorf("adapter %s: %w", adapter, ErrAdapterNotFound)
 		case a.module(spec.Name) != nil:
 			return fmt.Errorf("adapter %s: filter %s: %w", adapter, spec.Name, ErrExists)
-		case a.stuck || a.state == StateShutdown || a.goal == goalDown && a.forget:
+		case a.stuck || a.state == StateShutdown || a.sleeping() || a.goal == goalDown && a.forget:
 			return fmt.Errorf("adapter %s: filter %s: insert: %w: it is %s", adapter, spec.Name, ErrInvalidState, a.condition())
 		}
 		if index < 0 || index > len(a.filters) {
@@ -257,14 +265,4 @@ func (s *slot) mayRaise(what string) error {
 		return fmt.Errorf("adapter %s: %s: %w: an OID request is with it, or it is not initialised", s.name, what, ErrInvalidState)
 	}
 	return nil
-}
-
-// SetSecondary implements AdapterHandle.
-func (s *slot) SetSecondary(primary string) error {
-	return fmt.Errorf("adapter %s: set secondary of %s: %w", s.name, primary, ErrFailure)
-}
-
-// Promote implements AdapterHandle.
-func (s *slot) Promote() error {
-	return fmt.Errorf("adapter %s: promote: %w", s.name, ErrFailure)
 }

@@ -24,16 +24,21 @@ func (m *machine) resume(a *mAdapter, ev event) {
 		return
 	}
 	m.redirect(a, goalUp, ev)
+	a.tryAgain()
 }
 
 // nextSleep is the order of a suspend.
 func (m *machine) nextSleep(a *mAdapter) (action, bool) {
-	switch {
-	case a.asleep:
+	if a.asleep {
 		return action{}, false
-	case a.told == 0:
+	}
+	if act, ok := m.nextChain(a); ok { // what was begun is finished first
+		return act, true
+	}
+	switch a.told {
+	case 0:
 		return action{kind: actNotify, notice: EventQueryPower}, true
-	case a.told == EventQueryPower:
+	case EventQueryPower:
 		return action{kind: actNotify, notice: EventSetPowerD3}, true
 	}
 	if !a.attrs.NoPauseOnSuspend || !a.attrs.PowerAware || a.state != StateRunning || slices.ContainsFunc(a.filters, (*mFilter).deaf) {
@@ -47,9 +52,9 @@ func (m *machine) nextSleep(a *mAdapter) (action, bool) {
 	return action{kind: actHalt, halt: HaltPoweredDown, why: a.cause}, true
 }
 
-// deaf reports whether f runs and does not hear of power events, so that the
-// stack has to be paused for it as for an old driver.
-func (f *mFilter) deaf() bool { return f.state == FilterRunning && !f.hears }
+// deaf reports whether f is attached and does not hear of power events, so that
+// the stack has to be paused for it as for an old driver.
+func (f *mFilter) deaf() bool { return f.state != FilterDetached && !f.hears }
 
 func (m *machine) fellAsleep(a *mAdapter) {
 	a.asleep = true

@@ -1,6 +1,7 @@
 package ndiscore
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -128,7 +129,8 @@ func (b *Binding) Send(batch *Batch) {
 	if b.running.Load() {
 		b.slot.send(w, batch)
 	} else {
-		b.slot.reject(w, batch, DropPaused)
+		why := b.slot.path.Load().txClosed // the adapter's own reason comes first
+		b.slot.reject(w, batch, cmp.Or(why, DropPaused))
 	}
 	w.leave()
 }

@@ -159,64 +159,7 @@ func (c *Core) add(s *slot, filters []FilterSpec) {
 	c.order = append(c.order, s.name)
 	c.m.adapters = append(c.m.adapters, ma)
 	if b := c.m.bundleOf(ma); b != nil && b.mode == BundleNDIS5 {
-		c.setPrimary(b.name, b.primary) // a member that was removed, and is back
+		c.setPrimary(b, b.members, b.primary) // a member that was removed, and is back
 	}
 	c.events.add(Event{Time: c.clock.Now(), What: "adapter.added", Adapter: s.name})
-}
-
-// AddBundle makes a bundle known, before its members are started. A team's
-// virtual adapter, named after the bundle, is to be started like any other.
-func (c *Core) AddBundle(ctx context.Context, spec BundleSpec) error {
-	if len(spec.Members) == 0 {
-		return fmt.Errorf("bundle %s: %w: it has no members", spec.Name, ErrInvalidData)
-	}
-	if spec.Mode == BundleTeam && c.m.decider == nil {
-		return fmt.Errorf("bundle %s: %w: the core has no Decider", spec.Name, ErrInvalidState)
-	}
-	var t *team
-	var err error
-	if e := c.do(ctx, func() {
-		if c.slots[spec.Name] != nil || c.m.bundle(spec.Name) != nil {
-			err = fmt.Errorf("bundle %s: %w", spec.Name, ErrExists)
-			return
-		}
-		if spec.Mode == BundleNDIS5 {
-			if err = c.sameDriver(spec); err != nil {
-				return
-			}
-		} else {
-			t = newTeam(c, spec)
-			c.teams[spec.Name] = t
-		}
-		c.m.bundles = append(c.m.bundles, &mBundle{
-			name: spec.Name, mode: spec.Mode, members: slices.Clone(spec.Members), failback: spec.Failback, hold: spec.Hold,
-			up: spec.UpDelay, down: spec.DownDelay, proof: spec.NeedProof, set: teamSet{member: -1, overlap: -1},
-		})
-	}); e != nil {
-		return e
-	}
-	if err != nil || t == nil {
-		return err
-	}
-	if err := c.AddVirtual(ctx, spec.Name, t, nil); err != nil {
-		return err
-	}
-	return c.AddProtocol(ctx, ProtocolSpec{Name: teamProtocol(spec.Name), Protocol: t, Targets: spec.Members})
-}
-
-// sameDriver refuses an ndis5 bundle of different drivers (B-1).
-func (c *Core) sameDriver(spec BundleSpec) error {
-	var first *DriverHandle
-	for _, n := range spec.Members {
-		s := c.slots[n]
-		if s == nil || s.driver == nil {
-			return fmt.Errorf("bundle %s: member %s: %w", spec.Name, n, ErrAdapterNotFound)
-		}
-		if first != nil && s.driver != first {
-			return fmt.Errorf("bundle %s: %w: %s is a %s adapter and %s a %s one; an ndis5 bundle is of one driver (mode = \"team\" may mix them)",
-				spec.Name, ErrFailure, spec.Members[0], first.driver.Name, n, s.driver.driver.Name)
-		}
-		first = s.driver
-	}
-	return nil
 }

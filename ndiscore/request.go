@@ -44,12 +44,14 @@ func (s *slot) mayRequest(own bool) error {
 	asleep, resetting := s.state.asleep, s.state.resetting
 	s.publish.Unlock()
 	switch {
+	case s.stuck.Load():
+		return ErrQuarantined
 	case s.gone.Load() != nil:
 		return ErrNotAccepted
-	case s.alive.Load() != aliveYes:
-		return ErrInvalidState
 	case asleep && !own:
 		return ErrLowPower
+	case s.alive.Load() != aliveYes:
+		return ErrInvalidState
 	case resetting && !own:
 		return ErrResetInProgress
 	}
@@ -105,11 +107,13 @@ func (s *slot) ask(ctx context.Context, own bool, build func() *OIDRequest) erro
 	}
 }
 
-// abortOID gives up the request that the adapter is working on.
-func (s *slot) abortOID(why error) {
-	if c := s.oid.Load(); c != nil {
+// abortOID gives up the request that the adapter is working on, if there is one.
+func (s *slot) abortOID(why error) bool {
+	c := s.oid.Load()
+	if c != nil {
 		c.cancel(why)
 	}
+	return c != nil
 }
 
 // packetFilter is the union over the bindings.

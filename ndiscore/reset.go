@@ -3,6 +3,7 @@ package ndiscore
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -341,7 +342,7 @@ func (m *machine) reenumerate(ev event) {
 // leave answers when a protocol is bound to nothing that it does not want.
 func (m *machine) leave(ev event) {
 	p := m.protocol(ev.protocol)
-	m.leavers = append(m.leavers, leaver{p, ev.reply})
+	m.leavers = append(m.leavers, leaver{protocol: p, reply: ev.reply})
 	if !p.leaving {
 		m.emit(action{kind: actBindList, protocol: p.name})
 	}
@@ -350,14 +351,14 @@ func (m *machine) leave(ev event) {
 func (m *machine) left() {
 	keep := m.leavers[:0]
 	for _, l := range m.leavers {
-		if held, stuck := m.holds(l.protocol); held && !stuck {
+		if held, stuck := m.holds(l); held && !stuck {
 			keep = append(keep, l)
 			continue
 		} else if stuck {
-			m.reply(l.reply, fmt.Errorf("protocol %s: unbind: %w", l.protocol.name, ErrQuarantined))
+			m.reply(l.reply, fmt.Errorf("unbind: %w", ErrQuarantined))
 			continue
 		}
-		if l.protocol.leaving {
+		if l.protocol != nil && l.protocol.leaving {
 			for i, p := range m.protocols {
 				if p == l.protocol {
 					m.protocols = append(m.protocols[:i:i], m.protocols[i+1:]...)
@@ -371,21 +372,24 @@ func (m *machine) left() {
 	m.leavers = keep
 }
 
-// holds reports whether p has a binding that it does not want, and whether that
-// is on an adapter that does not answer.
-func (m *machine) holds(p *mProtocol) (held, stuck bool) {
+// holds reports whether there is a binding that l waits for the end of, and
+// whether that is one that its protocol cannot be rid of.
+func (m *machine) holds(l leaver) (held, stuck bool) {
 	for _, a := range m.adapters {
+		if l.protocol == nil && !slices.Contains(l.adapters, a.name) {
+			continue
+		}
 		ws := m.wanted(a)
 		for _, b := range a.bindings {
-			if b.protocol != p || b.state == BindingUnbound {
+			if l.protocol != nil && b.protocol != l.protocol || b.state == BindingUnbound {
 				continue
 			}
 			wanted := false
 			for _, w := range ws {
-				wanted = wanted || w.protocol == p && w.target == b.target
+				wanted = wanted || w.protocol == b.protocol && w.target == b.target
 			}
 			if !wanted {
-				held, stuck = true, stuck || a.stuck || a.state == StateShutdown
+				held, stuck = true, stuck || a.stuck && !a.busy || a.state == StateShutdown
 			}
 		}
 	}

@@ -26,11 +26,13 @@ type slot struct {
 	// What the data path tells the control side, as sticky marks.
 	link       atomic.Pointer[LinkState] // as last indicated
 	linkNews   atomic.Bool
+	attrsNews  atomic.Bool          // MAC or MTU are others
 	removing   atomic.Pointer[mark] // Remove was accepted
 	gone       atomic.Pointer[mark] // SurpriseRemove was called
 	wantsReset atomic.Pointer[mark] // Reset was called
 	crowded    atomic.Bool          // there was no worker left for it
 	alive      atomic.Int32         // aliveNo … aliveHalting: whether the handle is good
+	stuck      atomic.Bool          // quarantined: its miniport is called no more
 
 	out ledger // kept receives above, kept sends below, status calls
 
@@ -46,6 +48,7 @@ type slot struct {
 	bindings    []*Binding // open ones, in bind order
 	primary     *slot      // ndis5: whose bindings get what this secondary receives
 	secondaries []*slot    // ndis5: who delivers to this primary's bindings
+	share       *sharing   // ndis5: the bundle, if there is more than a primary
 
 	oids chan struct{} // capacity 1; whoever fills it may call Request (O-1)
 }
@@ -127,11 +130,12 @@ type path struct {
 	receivers          []*Binding
 	receive            ReceiveFilter // the lowest module that looks at receives
 	send               SendFilter    // the highest module that looks at sends
+	share              *sharing      // ndis5: whom it shares its frames with
 }
 
 // republish builds the path anew; publish must be held.
 func (s *slot) republishLocked() {
-	p := &path{caps: s.attrs.Transmit, mtu: s.attrs.MTU, rxClosed: s.state.closed, txClosed: s.state.closed}
+	p := &path{caps: s.attrs.Transmit, mtu: s.attrs.MTU, rxClosed: s.state.closed, txClosed: s.state.closed, share: s.share}
 	if s.state.receive {
 		p.rxClosed = DropNone
 	}
@@ -249,6 +253,9 @@ func (s *slot) receive(w *Worker, b *Batch) {
 	c.rxFrames.Add(uint64(len(frames)))
 	c.rxBytes.Add(bytes)
 	p := s.path.Load()
+	if p.share != nil && p.rxClosed == DropNone && p.share.screen(s, frames) {
+		bad = true
+	}
 	switch {
 	case p.rxClosed != DropNone:
 		b.DropAll(p.rxClosed)
@@ -377,6 +384,16 @@ func (s *slot) send(w *Worker, b *Batch) {
 		s.reject(w, b, p.txClosed)
 	case w.spare:
 		s.reject(w, b, DropPaused)
+	case p.share != nil && p.share.members[0] == s:
+		p.share.send(w, p, b)
+	default:
+		s.sendDown(w, p, b)
+	}
+}
+
+// sendDown is send for frames that leave by this adapter and no other.
+func (s *slot) sendDown(w *Worker, p *path, b *Batch) {
+	switch {
 	case p.send == nil:
 		s.transmit(w, p, b)
 	case b.Borrowed:
@@ -484,10 +501,19 @@ func (s *slot) NewWorker(queue int) *Worker {
 func (s *slot) IndicateStatus(st Status) {
 	switch st.(type) {
 	case ResetStart, ResetEnd, OperChange: // the core's alone
-		s.core.Report(Event{What: "adapter.fault", Adapter: s.name, Why: fmt.Sprintf("its miniport tried to indicate %T, which is the core's to say", st)})
+		s.fault(fmt.Sprintf("its miniport tried to indicate %T, which is the core's to say", st))
 	default:
+		if s.alive.Load() == aliveNo { // H-13: nothing after Halt
+			s.fault(fmt.Sprintf("its miniport indicates %T, and it is halted", st))
+			return
+		}
 		s.indicate(st)
 	}
+}
+
+// fault tells of a driver that does what it may not. Nothing else comes of it.
+func (s *slot) fault(why string) {
+	s.core.Report(Event{What: "adapter.fault", Adapter: s.name, Why: why})
 }
 
 func (s *slot) indicate(st Status) {
@@ -542,6 +568,10 @@ func (s *slot) adopt(c AttributesChange) bool {
 	})
 	if was.MAC != is.MAC {
 		s.core.Report(Event{What: "adapter.mac", Adapter: s.name, From: was.MAC.String(), To: is.MAC.String(), Why: c.Why})
+	}
+	if was.MAC != is.MAC || was.MTU != is.MTU {
+		s.attrsNews.Store(true)
+		defer s.core.poke()
 	}
 	if was.MTU != is.MTU {
 		s.core.Report(Event{What: "adapter.mtu", Adapter: s.name, From: fmt.Sprint(was.MTU), To: fmt.Sprint(is.MTU), Why: c.Why})

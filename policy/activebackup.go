@@ -20,8 +20,10 @@ const (
 	quietTime = time.Second
 )
 
-// ActiveBackup is the decider of bundles with one active member; see the
-// package comment for its rules.
+// ActiveBackup is the decider of bundles: of those with one active member, and
+// with BalanceHash of those whose healthy members share the flows, where being
+// active means to take the group frames too. See the package comment for its
+// rules.
 type ActiveBackup struct{}
 
 var _ ndiscore.Decider = ActiveBackup{}
@@ -41,6 +43,9 @@ func (ActiveBackup) Decide(v ndiscore.BundleView) ndiscore.BundleDecision {
 	}
 	if v.DownDelay == 0 {
 		d.Successors = successors(d.Verdicts, active)
+	}
+	if v.Balance == ndiscore.BalanceHash {
+		d.Carriers = carriers(&v, active, d.Verdicts)
 	}
 	d.Recheck = recheck(&v, active, d.Verdicts)
 	return d
@@ -87,12 +92,45 @@ func failing(v *ndiscore.BundleView, m *ndiscore.MemberView) bool {
 // leave reports whether the active member m must be left now, and the cause.
 func leave(v *ndiscore.BundleView, m *ndiscore.MemberView) (cause string, left bool) {
 	if alive(m) {
+		// Where flows are shared, one that does not answer is no better than the
+		// next that does not, and there is somebody who does.
+		if v.Balance == ndiscore.BalanceHash && probesLost(m) && otherUp(v) {
+			return describe(v, m), true
+		}
 		return "", false
 	}
-	if m.Running && !m.Leaving && downFor(v, m) < v.DownDelay {
+	if tolerated(v, m) {
 		return "", false
 	}
 	return describe(v, m), true
+}
+
+// tolerated reports whether m only lacks its link, and not for long.
+func tolerated(v *ndiscore.BundleView, m *ndiscore.MemberView) bool {
+	return m.Running && !m.Leaving && !m.Link.Connected() && downFor(v, m) < v.DownDelay
+}
+
+// otherUp reports whether a member other than the active one is up.
+func otherUp(v *ndiscore.BundleView) bool {
+	for i := range v.Members {
+		if i != v.Active && verdict(v, i, v.Active, v.Now) == ndiscore.VerdictUp {
+			return true
+		}
+	}
+	return false
+}
+
+// carriers lists who shares the flows: the active member, whoever is up, and
+// whoever has a share and is not known to have failed.
+func carriers(v *ndiscore.BundleView, active int, verdicts []ndiscore.Verdict) (list []int) {
+	for i := range v.Members {
+		m := &v.Members[i]
+		if i == active || verdicts[i] == ndiscore.VerdictUp ||
+			m.Carries && active >= 0 && (verdicts[i] == ndiscore.VerdictInconclusive || tolerated(v, m)) {
+			list = append(list, i)
+		}
+	}
+	return list
 }
 
 // replace chooses when the active member is lost.
@@ -147,6 +185,14 @@ func verdict(v *ndiscore.BundleView, i, active int, now time.Time) ndiscore.Verd
 		return ndiscore.VerdictDown
 	case i == active:
 		return ndiscore.VerdictUp
+	case m.Carries && v.Balance == ndiscore.BalanceHash: // only news of a failure takes its share away
+		switch {
+		case m.ProbesLost < lostProbes:
+			return ndiscore.VerdictUp
+		case m.Late:
+			return ndiscore.VerdictInconclusive
+		}
+		return ndiscore.VerdictHeld
 	case wait(v, m, now) > 0:
 		return ndiscore.VerdictHeld
 	case !v.NeedProof && m.ProbesLost < lostProbes:
@@ -196,6 +242,9 @@ func recheck(v *ndiscore.BundleView, active int, verdicts []ndiscore.Verdict) ti
 	}
 	for i := range v.Members {
 		m := &v.Members[i]
+		if active >= 0 && i != active && m.Carries && v.Balance == ndiscore.BalanceHash && tolerated(v, m) {
+			at(v.DownDelay - downFor(v, m))
+		}
 		if d := wait(v, m, v.Now); d > 0 && verdict(v, i, active, v.Now.Add(d)) != verdicts[i] {
 			at(d)
 		}

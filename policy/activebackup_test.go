@@ -48,6 +48,7 @@ func failed(d time.Duration) edit {
 	return func(m *ndiscore.MemberView) { m.Failures++; m.LastFailure = ago(d) }
 }
 func late(m *ndiscore.MemberView)    { m.Late = true }
+func carries(m *ndiscore.MemberView) { m.Carries = true }
 func stopped(m *ndiscore.MemberView) { m.Running = false }
 func leaving(m *ndiscore.MemberView) { m.Leaving = true }
 func unknown(m *ndiscore.MemberView) { m.Link = ndiscore.LinkState{} }
@@ -217,7 +218,7 @@ func same(t interface {
 	Errorf(string, ...any)
 }, v ndiscore.BundleView, d ndiscore.BundleDecision) {
 	t.Helper()
-	v.Active = d.Active
+	v = carriedOut(v, d)
 	again := ActiveBackup{}.Decide(v)
 	d.Why = ""
 	if diff := cmp.Diff(d, again); diff != "" {
@@ -238,6 +239,7 @@ var genView = rapid.Custom(func(t *rapid.T) ndiscore.BundleView {
 		Failback: ndiscore.Failback(rapid.IntRange(0, 2).Draw(t, "failback")),
 		UpDelay:  delay.Draw(t, "up"), DownDelay: delay.Draw(t, "down"), Hold: delay.Draw(t, "hold"),
 		NeedProof: rapid.Bool().Draw(t, "proof"),
+		Balance:   rapid.SampledFrom([]ndiscore.Balance{ndiscore.BalanceActiveBackup, ndiscore.BalanceHash}).Draw(t, "balance"),
 	}
 	n := rapid.IntRange(0, 5).Draw(t, "members")
 	for i := range n {
@@ -256,6 +258,11 @@ var genView = rapid.Custom(func(t *rapid.T) ndiscore.BundleView {
 		})
 	}
 	v.Active = rapid.IntRange(-1, n-1).Draw(t, "active")
+	if v.Balance == ndiscore.BalanceHash && v.Active >= 0 {
+		for i := range v.Members {
+			v.Members[i].Carries = i == v.Active || rapid.Bool().Draw(t, "carries")
+		}
+	}
 	return v
 })
 
@@ -280,7 +287,8 @@ func TestActiveBackupProperties(t *testing.T) {
 		if d.Active != v.Active && d.Why == "" || d.Active == v.Active && d.Why != "" {
 			t.Fatalf("from %d to %d, why %q", v.Active, d.Active, d.Why)
 		}
-		if v.Active >= 0 && usable(v.Active) && d.Active != v.Active {
+		silent := v.Balance == ndiscore.BalanceHash && v.Active >= 0 && probesLost(&v.Members[v.Active])
+		if v.Active >= 0 && usable(v.Active) && d.Active != v.Active && !silent {
 			if d.Active > v.Active {
 				t.Fatalf("left the working member %d for the less preferred %d", v.Active, d.Active)
 			}
@@ -310,8 +318,10 @@ func TestActiveBackupProperties(t *testing.T) {
 		}
 		same(t, v, d)
 
+		share(t, v, d)
+
 		// Time alone changes something exactly after Recheck.
-		v.Active = d.Active
+		v = carriedOut(v, d)
 		ref := strip(ActiveBackup{}.Decide(v))
 		horizon := d.Recheck
 		if horizon == 0 {
@@ -331,6 +341,44 @@ func TestActiveBackupProperties(t *testing.T) {
 	})
 }
 
+// carriedOut is v after decision d has been carried out.
+func carriedOut(v ndiscore.BundleView, d ndiscore.BundleDecision) ndiscore.BundleView {
+	v.Active = d.Active
+	v.Members = slices.Clone(v.Members)
+	for i := range v.Members {
+		v.Members[i].Carries = slices.Contains(d.Carriers, i)
+	}
+	return v
+}
+
+// share holds the carriers of a decision against the rules.
+func share(t *rapid.T, v ndiscore.BundleView, d ndiscore.BundleDecision) {
+	if v.Balance != ndiscore.BalanceHash || d.Active < 0 {
+		if len(d.Carriers) > 0 {
+			t.Fatalf("carriers %v without flows to share", d.Carriers)
+		}
+		return
+	}
+	if !slices.Contains(d.Carriers, d.Active) || !slices.IsSorted(d.Carriers) || len(slices.Compact(slices.Clone(d.Carriers))) != len(d.Carriers) {
+		t.Fatalf("carriers %v, active %d", d.Carriers, d.Active)
+	}
+	for i := range v.Members {
+		m, carries := &v.Members[i], slices.Contains(d.Carriers, i)
+		linkOnly := m.Running && !m.Leaving && now.Sub(m.Since) < v.DownDelay
+		switch {
+		case d.Verdicts[i] == up && !carries:
+			t.Fatalf("%s is up and carries nothing", m.Name)
+		case i == d.Active || !carries:
+		case !alive(m) && !(m.Carries && linkOnly):
+			t.Fatalf("%s is dead and carries", m.Name)
+		case d.Verdicts[i] == held:
+			t.Fatalf("%s is held and carries", m.Name)
+		case d.Verdicts[i] == inc && !m.Carries:
+			t.Fatalf("%s is not known to be well, and gets a share", m.Name)
+		}
+	}
+}
+
 func strip(d ndiscore.BundleDecision) ndiscore.BundleDecision {
 	d.Why, d.Recheck = "", 0
 	return d
@@ -347,7 +395,7 @@ func TestRecheckLeadsSomewhere(t *testing.T) {
 			if d.Active != v.Active {
 				moves++
 			}
-			v.Active = d.Active
+			v = carriedOut(v, d)
 			if d.Recheck == 0 {
 				if moves > len(v.Members)+2 {
 					t.Fatalf("%d moves among %d members", moves, len(v.Members))
@@ -367,5 +415,58 @@ func BenchmarkDecide(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		ActiveBackup{}.Decide(v)
+	}
+}
+
+// TestC59C60Hash: who shares the flows.
+func TestC59C60Hash(t *testing.T) {
+	type members = []ndiscore.MemberView
+	for _, tt := range []struct {
+		name     string
+		view     ndiscore.BundleView
+		active   int
+		carriers []int
+		recheck  time.Duration
+	}{
+		{name: "all that are up", view: ndiscore.BundleView{Active: 0, Members: members{member("a"), member("b"), member("c")}}, carriers: []int{0, 1, 2}},
+		{name: "nobody", view: ndiscore.BundleView{Active: -1, Members: members{member("a", stopped)}}, active: -1},
+		{name: "the first at once, the others when they have proven themselves",
+			view:     ndiscore.BundleView{Active: -1, Hold: 10 * time.Second, Members: members{member("a", since(0)), member("b", since(4*time.Second))}},
+			carriers: []int{0}, recheck: 6 * time.Second},
+		{name: "up delay", view: ndiscore.BundleView{Active: 0, UpDelay: 5 * time.Second, Members: members{member("a"), member("b", since(time.Second))}},
+			carriers: []int{0}, recheck: 4 * time.Second},
+		{name: "no proof, no share", view: ndiscore.BundleView{Active: 0, NeedProof: true, Members: members{member("a"), member("b")}}, carriers: []int{0}},
+		{name: "proof", view: ndiscore.BundleView{Active: 0, NeedProof: true, Members: members{member("a"), member("b", proof(0))}}, carriers: []int{0, 1}},
+		{name: "who has a share need not prove itself again",
+			view:     ndiscore.BundleView{Active: 0, NeedProof: true, Hold: time.Minute, Members: members{member("a", carries), member("b", carries, since(time.Second))}},
+			carriers: []int{0, 1}},
+		{name: "lost link", view: ndiscore.BundleView{Active: 0, Members: members{member("a", carries), member("b", carries, linkDown(0))}}, carriers: []int{0}},
+		{name: "down delay", view: ndiscore.BundleView{Active: 0, DownDelay: time.Second, Members: members{member("a", carries), member("b", carries, linkDown(300*time.Millisecond))}},
+			carriers: []int{0, 1}, recheck: 700 * time.Millisecond},
+		{name: "down delay is over", view: ndiscore.BundleView{Active: 0, DownDelay: time.Second, Members: members{member("a", carries), member("b", carries, linkDown(time.Second))}},
+			carriers: []int{0}},
+		{name: "down delay gives nobody a share", view: ndiscore.BundleView{Active: 0, DownDelay: time.Second, Members: members{member("a"), member("b", linkDown(0))}},
+			carriers: []int{0}},
+		{name: "lost probes", view: ndiscore.BundleView{Active: 0, NeedProof: true, Members: members{member("a", carries), member("b", carries, lost(3))}}, carriers: []int{0}},
+		{name: "lost probes of the active one", view: ndiscore.BundleView{Active: 0, NeedProof: true, Members: members{member("a", carries, lost(3)), member("b", carries)}},
+			active: 1, carriers: []int{1}},
+		{name: "lost probes of all", view: ndiscore.BundleView{Active: 0, NeedProof: true, Members: members{member("a", carries, lost(3)), member("b", carries, lost(3))}},
+			carriers: []int{0}},
+		{name: "late: who has a share keeps it, who has none gets none",
+			view:     ndiscore.BundleView{Active: 0, NeedProof: true, Members: members{member("a", carries, lost(3), late), member("b", carries, lost(3), late), member("c", late)}},
+			carriers: []int{0, 1}},
+		{name: "flows go back, though group frames do not",
+			view:   ndiscore.BundleView{Active: 1, Failback: ndiscore.FailbackNever, Members: members{member("a"), member("b", carries)}},
+			active: 1, carriers: []int{0, 1}},
+		{name: "leaving", view: ndiscore.BundleView{Active: 0, Members: members{member("a", carries, leaving), member("b", carries)}}, active: 1, carriers: []int{1}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.view.Now, tt.view.Balance = now, ndiscore.BalanceHash
+			d := ActiveBackup{}.Decide(tt.view)
+			if d.Active != tt.active || !slices.Equal(d.Carriers, tt.carriers) || d.Recheck != tt.recheck {
+				t.Errorf("active %d, carriers %v, recheck %s (%s)", d.Active, d.Carriers, d.Recheck, d.Why)
+			}
+			same(t, tt.view, d)
+		})
 	}
 }

@@ -7,7 +7,8 @@
 // rest on is in the view, time included, so a decision can be replayed from a
 // log and tested without waiting.
 //
-// Rules of ActiveBackup, the only decider so far:
+// Rules of ActiveBackup, the only decider so far. With BalanceHash the active
+// member is the one that takes and sends group frames.
 //
 //   - A member is alive when it is running, not leaving, and its link is
 //     connected. Its recovery is the later of the moment it came alive and its
@@ -28,6 +29,11 @@
 //     are none, since the data path cannot tell a lost link from worse.
 //   - Fail-back goes to the most preferred member that stands before the active
 //     one and is not held: always, only if its link is faster, or never.
+//   - With BalanceHash flows are shared by the active member and every other one
+//     that is not held. A member has its share until it is not alive (a lost link
+//     is tolerated for DownDelay), or its probes are lost; that takes down the
+//     active one too, if another one answers. It gets its share back when it is
+//     no longer held, whatever the fail-back policy says.
 //   - A verdict that rests on probes while our own scheduler was late is
 //     inconclusive: it neither condemns a member nor moves traffic to it.
 package policy

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
@@ -22,12 +24,22 @@ type AdapterOptions struct {
 	Down     bool // no link at first
 	// KeepReceives: what it indicates is not borrowed.
 	KeepReceives bool
-	// KeepSends: batches that are not borrowed stay until CompleteSends.
+	// KeepSends: batches that are not borrowed stay until CompleteSends, or
+	// CancelSend, or a reset.
 	KeepSends bool
 	// Forget: sends are counted, not recorded.
 	Forget bool
 	// Device: the adapter is a LowerDevice and a DevicePnPNotifier too.
 	Device bool
+	// Resets: it is a Resetter; Hangs: a HangChecker too, asked every HangCheck.
+	Resets, Hangs bool
+	HangCheck     time.Duration
+	// PowerAware: OIDPnPSetPower puts it to sleep; NoPause: without a pause.
+	PowerAware, NoPause bool
+	// MaxMulticast is the length of its multicast list.
+	MaxMulticast int
+	// TraceRequests: the trace has its requests too: "M.Set(802_3_MULTICAST_LIST)".
+	TraceRequests bool
 }
 
 // queueFrames bounds what waits to be received by a fake adapter.
@@ -48,16 +60,22 @@ type Adapter struct {
 	count  atomic.Uint64 // frames sent
 	out    func([]byte) ndiscore.DropReason
 	absent chan struct{} // closed while the device can be started
+	hung   atomic.Bool   // CheckForHang says so, until a reset
+	forget atomic.Bool   // a reset loses the settings
+	polls  atomic.Uint64
 
 	mu       sync.Mutex // guards all below
 	stop     chan struct{}
 	running  chan struct{} // closed when the receive goroutine has ended
 	sent     [][]byte
 	kept     []*ndiscore.Batch // sends not completed
-	quiet    chan struct{}     // closed when kept is empty
+	open     int               // of them, and of those that are just being completed
+	quiet    chan struct{}     // closed when open is 0
 	lent     map[*ndiscore.Batch]bool
 	returned int
 	link     ndiscore.LinkState
+	groups   []ndiscore.MAC // the multicast list that the core has set
+	power    ndiscore.PowerState
 	present  bool
 	live     bool // between Initialize and Halt
 }
@@ -111,18 +129,52 @@ func Driver(name string, adapters ...ndiscore.Adapter) ndiscore.Driver {
 // Contract is the adapter as the core is to see it, with the optional
 // interfaces that its options ask for.
 func (a *Adapter) Contract() ndiscore.Adapter {
-	if a.opt.Device {
-		return deviceAdapter{a}
+	device, reset, hang := deviceAdapter{a}, resetAdapter{a}, hangAdapter{resetAdapter{a}}
+	switch {
+	case a.opt.Device && a.opt.Hangs:
+		return struct {
+			*Adapter
+			deviceAdapter
+			hangAdapter
+		}{a, device, hang}
+	case a.opt.Device && a.opt.Resets:
+		return struct {
+			*Adapter
+			deviceAdapter
+			resetAdapter
+		}{a, device, reset}
+	case a.opt.Device:
+		return struct {
+			*Adapter
+			deviceAdapter
+		}{a, device}
+	case a.opt.Hangs:
+		return struct {
+			*Adapter
+			hangAdapter
+		}{a, hang}
+	case a.opt.Resets:
+		return struct {
+			*Adapter
+			resetAdapter
+		}{a, reset}
 	}
 	return a
 }
 
-type deviceAdapter struct{ *Adapter }
+type (
+	deviceAdapter struct{ a *Adapter }
+	resetAdapter  struct{ a *Adapter }
+	hangAdapter   struct{ resetAdapter }
+)
 
 var (
 	_ ndiscore.Adapter           = (*Adapter)(nil)
+	_ ndiscore.SendCanceler      = (*Adapter)(nil)
 	_ ndiscore.LowerDevice       = deviceAdapter{}
 	_ ndiscore.DevicePnPNotifier = deviceAdapter{}
+	_ ndiscore.Resetter          = resetAdapter{}
+	_ ndiscore.HangChecker       = hangAdapter{}
 )
 
 // Name is the adapter's name.
@@ -160,10 +212,13 @@ func (a *Adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (ndisc
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.live = true
+	a.live, a.power, a.groups = true, ndiscore.PowerD0, nil
+	a.filter.Store(0)
+	a.hung.Store(false)
 	return ndiscore.Attributes{
 		MAC: a.opt.MAC, MTU: a.opt.MTU, Link: a.link, Queues: 1,
 		Transmit: a.opt.Transmit, Receive: a.opt.Receive, Device: a.name,
+		HangCheck: a.opt.HangCheck, PowerAware: a.opt.PowerAware, NoPauseOnSuspend: a.opt.NoPause, MaxMulticast: a.opt.MaxMulticast,
 	}, nil
 }
 
@@ -254,9 +309,10 @@ func (a *Adapter) Send(b *ndiscore.Batch) {
 	case b.Borrowed:
 	case a.opt.KeepSends:
 		a.mu.Lock()
-		if len(a.kept) == 0 {
+		if a.open == 0 {
 			a.quiet = make(chan struct{})
 		}
+		a.open++
 		a.kept = append(a.kept, b)
 		a.mu.Unlock()
 	default:
@@ -272,12 +328,39 @@ func (a *Adapter) Return(b *ndiscore.Batch) {
 	a.returned++
 }
 
-// Request implements ndiscore.Adapter.
-func (a *Adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
-	if err := a.call("Request"); err != nil {
+// CancelSend implements ndiscore.SendCanceler.
+func (a *Adapter) CancelSend(id uint64) {
+	a.complete(ndiscore.DropAborted, func(b *ndiscore.Batch) bool { return b.CancelID == id })
+}
+
+// Request implements ndiscore.Adapter. The Script knows a request as "Request",
+// and setting the power as "SetPower". One that is held ends with its context.
+func (a *Adapter) Request(ctx context.Context, req *ndiscore.OIDRequest) error {
+	if power, ok := req.Data.(ndiscore.PowerState); ok && req.ID == ndiscore.OIDPnPSetPower {
+		if err := a.play("SetPower", "SetPower("+power.String()+")"); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.power = power
+		a.mu.Unlock()
+		return nil
+	}
+	if a.opt.TraceRequests {
+		verb := "Query"
+		if req.Kind == ndiscore.OIDSet {
+			verb = "Set"
+		}
+		a.opt.Trace.Add(a.name + "." + verb + "(" + req.ID.String() + ")")
+	}
+	if err := a.callUntil(ctx, "Request"); err != nil {
 		return err
 	}
 	switch {
+	case req.ID == ndiscore.OID8023MulticastList && req.Kind == ndiscore.OIDSet:
+		a.mu.Lock()
+		a.groups = slices.Clone(req.Data.([]ndiscore.MAC))
+		a.mu.Unlock()
+		return nil
 	case req.ID == ndiscore.OIDGenCurrentPacketFilter && req.Kind == ndiscore.OIDSet:
 		a.filter.Store(uint32(req.Data.(ndiscore.PacketFilter)))
 		return nil
@@ -294,7 +377,8 @@ func (a *Adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
 }
 
 // StartDevice implements ndiscore.LowerDevice.
-func (a deviceAdapter) StartDevice(context.Context) error {
+func (d deviceAdapter) StartDevice(context.Context) error {
+	a := d.a
 	if err := a.play("StartDevice", "StartDevice"); err != nil {
 		return err
 	}
@@ -307,10 +391,11 @@ func (a deviceAdapter) StartDevice(context.Context) error {
 }
 
 // RemoveDevice implements ndiscore.LowerDevice.
-func (a deviceAdapter) RemoveDevice(context.Context) { _ = a.play("RemoveDevice", "RemoveDevice") }
+func (d deviceAdapter) RemoveDevice(context.Context) { _ = d.a.play("RemoveDevice", "RemoveDevice") }
 
 // AwaitDevice implements ndiscore.LowerDevice.
-func (a deviceAdapter) AwaitDevice(ctx context.Context) error {
+func (d deviceAdapter) AwaitDevice(ctx context.Context) error {
+	a := d.a
 	a.opt.Trace.Add(a.name + ".AwaitDevice")
 	a.mu.Lock()
 	absent := a.absent
@@ -324,7 +409,35 @@ func (a deviceAdapter) AwaitDevice(ctx context.Context) error {
 }
 
 // DevicePnP implements ndiscore.DevicePnPNotifier.
-func (a deviceAdapter) DevicePnP(ndiscore.DevicePnPEvent) { _ = a.play("PnP", "PnP(SurpriseRemoved)") }
+func (d deviceAdapter) DevicePnP(ndiscore.DevicePnPEvent) {
+	_ = d.a.play("PnP", "PnP(SurpriseRemoved)")
+}
+
+// Reset implements ndiscore.Resetter: kept sends are completed, and with
+// ForgetOnReset the settings are lost.
+func (r resetAdapter) Reset(context.Context) (addressing bool, err error) {
+	a := r.a
+	err = a.play("Reset", "Reset")
+	a.complete(ndiscore.DropReset, func(*ndiscore.Batch) bool { return true })
+	if err != nil && !errors.Is(err, ndiscore.ErrSoftErrors) {
+		return false, err
+	}
+	a.hung.Store(false)
+	if !a.forget.Load() {
+		return false, err
+	}
+	a.filter.Store(0)
+	a.mu.Lock()
+	a.groups = nil
+	a.mu.Unlock()
+	return true, err
+}
+
+// CheckForHang implements ndiscore.HangChecker.
+func (h hangAdapter) CheckForHang() bool {
+	h.a.polls.Add(1)
+	return h.a.hung.Load()
+}
 
 // --- The receive goroutine --------------------------------------------------------
 
@@ -465,17 +578,36 @@ func (a *Adapter) Refuse(r ndiscore.DropReason) { a.refuse.Store(uint32(r)) }
 
 // CompleteSends completes every kept send and says how many there were.
 func (a *Adapter) CompleteSends() int {
+	return a.complete(ndiscore.DropNone, func(*ndiscore.Batch) bool { return true })
+}
+
+// complete completes those kept sends that match, for reason r if that is one.
+func (a *Adapter) complete(r ndiscore.DropReason, match func(*ndiscore.Batch) bool) int {
+	var done, kept []*ndiscore.Batch
 	a.mu.Lock()
-	kept, quiet := a.kept, a.quiet
-	a.kept, a.quiet = nil, nil
+	for _, b := range a.kept {
+		if match(b) {
+			done = append(done, b)
+		} else {
+			kept = append(kept, b)
+		}
+	}
+	a.kept = kept
 	a.mu.Unlock()
-	for _, b := range kept {
+	for _, b := range done {
+		for i := range b.Frames {
+			if r != ndiscore.DropNone {
+				b.Status[i] = r
+			}
+		}
 		a.Handle().SendComplete(b)
 	}
-	if quiet != nil {
-		close(quiet)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.open -= len(done); a.open == 0 && len(done) > 0 {
+		close(a.quiet)
 	}
-	return len(kept)
+	return len(done)
 }
 
 // KeptSends says how many sends are not completed.
@@ -506,6 +638,31 @@ func (a *Adapter) SetLink(up bool, why string) {
 	if live {
 		a.Handle().IndicateStatus(l)
 	}
+}
+
+// Hang has CheckForHang say that the device is stuck, until it is reset; Polls
+// is how often it was asked.
+func (a *Adapter) Hang() { a.hung.Store(true) }
+
+// Polls says how often CheckForHang was called.
+func (a *Adapter) Polls() uint64 { return a.polls.Load() }
+
+// ForgetOnReset says whether a reset loses the settings, so that the core has to
+// set them anew.
+func (a *Adapter) ForgetOnReset(forgets bool) { a.forget.Store(forgets) }
+
+// Multicast is the multicast list that the core has last set.
+func (a *Adapter) Multicast() []ndiscore.MAC {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.groups)
+}
+
+// Power is the power state that the core has last set.
+func (a *Adapter) Power() ndiscore.PowerState {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.power
 }
 
 // Remove says that the adapter has failed (NdisMRemoveMiniport).

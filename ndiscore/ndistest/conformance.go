@@ -37,6 +37,10 @@ type Pair struct {
 	SetLink       func(up bool) // the adapter's link, as the peer's side can change it
 	DeleteDevice  func()        // the device is gone, not merely down
 	RestoreDevice func()        // and comes back
+
+	Queues int                  // receive queues of the device, 0 for one
+	SetMTU func(mtu int)        // the device's, and the peer's as far as it takes that
+	Wedge  func() (mend func()) // the device takes nothing more to send, until a reset and mend
 }
 
 // conformance is one running adapter under test.
@@ -44,6 +48,7 @@ type conformance struct {
 	t        *testing.T
 	pair     Pair
 	core     *ndiscore.Core
+	bare     ndiscore.Adapter // as its driver made it
 	protocol *Protocol
 	worker   *ndiscore.Worker
 
@@ -72,6 +77,11 @@ func TestAdapter(t *testing.T, newPair func(t *testing.T) Pair) {
 		{"link", (*conformance).link},
 		{"surprise removal", (*conformance).surprise},
 		{"surprise with traffic", (*conformance).surpriseWithTraffic},
+		{"many flows", (*conformance).manyFlows},
+		{"reset", (*conformance).reset},
+		{"hang", (*conformance).hang},
+		{"power", (*conformance).power},
+		{"attributes", (*conformance).attributes},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(newConformance(t, newPair(t))) })
 	}
@@ -79,10 +89,15 @@ func TestAdapter(t *testing.T, newPair func(t *testing.T) Pair) {
 
 func newConformance(t *testing.T, p Pair) *conformance {
 	c := &conformance{t: t, pair: p, core: NewCore(t, ndiscore.Options{}), protocol: NewProtocol("kit", nil)}
-	d := VerifiedDriver(t, p.Driver)
-	verified := d.New
+	d := p.Driver
+	make := d.New
 	d.New = func(name string, options any) (ndiscore.Adapter, error) {
-		a, err := verified(name, options)
+		bare, err := make(name, options)
+		if err != nil {
+			return nil, err
+		}
+		c.bare = bare
+		a := Verifier(t, bare)
 		if v, ok := a.(interface {
 			onInitialize(func(ndiscore.AdapterHandle))
 		}); ok {
@@ -92,7 +107,7 @@ func newConformance(t *testing.T, p Pair) *conformance {
 				c.mu.Unlock()
 			})
 		}
-		return a, err
+		return whole{a, bare}, nil
 	}
 	if _, err := c.core.RegisterDriver(d); err != nil {
 		t.Fatal(err)

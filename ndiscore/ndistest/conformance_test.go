@@ -2,6 +2,7 @@ package ndistest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -171,23 +172,39 @@ func TestVerifierReports(t *testing.T) {
 	}
 }
 
-// The optional interfaces of an adapter stay visible, and no other appears.
+// The core sees those optional interfaces that an adapter has, and no others.
 func TestVerifierInterfaces(t *testing.T) {
-	plain := Verifier(t, NewAdapter("a", AdapterOptions{}))
-	if _, ok := plain.(ndiscore.LowerDevice); ok {
-		t.Error("a LowerDevice out of nothing")
-	}
-	if _, ok := plain.(ndiscore.Statser); ok {
-		t.Error("a Statser out of nothing")
-	}
-	device := Verifier(t, NewAdapter("a", AdapterOptions{Device: true}).Contract())
-	if _, ok := device.(ndiscore.LowerDevice); !ok {
-		t.Error("no LowerDevice")
-	}
-	if _, ok := device.(ndiscore.DevicePnPNotifier); !ok {
-		t.Error("no DevicePnPNotifier")
-	}
-	if _, ok := device.(ndiscore.Shutdowner); ok {
-		t.Error("a Shutdowner out of nothing")
+	for _, c := range []struct {
+		o     AdapterOptions
+		calls string
+		reset error
+	}{
+		{AdapterOptions{}, "M.Init M.Restart", ndiscore.ErrNotSupported},
+		{AdapterOptions{Device: true}, "M.StartDevice M.Init M.Restart", ndiscore.ErrNotSupported},
+		{AdapterOptions{Resets: true}, "M.Init M.Restart M.Reset", nil},
+		{AdapterOptions{Hangs: true}, "M.Init M.Restart M.Reset", nil},
+		{AdapterOptions{Device: true, Resets: true}, "M.StartDevice M.Init M.Restart M.Reset", nil},
+		{AdapterOptions{Device: true, Hangs: true}, "M.StartDevice M.Init M.Restart M.Reset", nil},
+	} {
+		var tr Trace
+		c.o.Trace = &tr
+		core, ctx := NewCore(t, ndiscore.Options{}), Context(t)
+		if _, err := core.RegisterDriver(VerifiedDriver(t, Driver("fake", NewAdapter("M", c.o).Contract()))); err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{core.AddAdapter(ctx, ndiscore.AdapterSpec{Name: "M", Driver: "fake"}), core.Start(ctx, "M", "test")} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := core.Reset(ctx, "M", "test"); !errors.Is(err, c.reset) {
+			t.Errorf("reset: %v", err)
+		}
+		if got := strings.Join(tr.Take(), " "); got != c.calls {
+			t.Errorf("calls %q, want %q", got, c.calls)
+		}
+		if err := core.Remove(ctx, "M", "test"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -2,6 +2,8 @@ package ndistest
 
 import (
 	"context"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
@@ -15,9 +17,17 @@ type Filter struct {
 	trace *Trace
 	// DropEvery n-th frame received, or sent; 0: none. To be set before Attach.
 	DropReceived, DropSent uint64
+	// TraceStatus: the trace has status indications too: "M.F1.Status(ResetStart)".
+	TraceStatus bool
+	// Report, if set before Attach, is told of calls in a wrong state.
+	Report Reporter
 
+	state          atomic.Int32 // ndiscore.FilterState
 	handle         atomic.Pointer[ndiscore.FilterHandle]
 	received, sent atomic.Uint64
+
+	mu       sync.Mutex // guards statuses
+	statuses []ndiscore.Status
 }
 
 var (
@@ -30,25 +40,64 @@ var (
 // NewFilter makes a filter that the trace knows as token, such as "M.F1".
 func NewFilter(token string, t *Trace) *Filter { return &Filter{token: token, trace: t} }
 
+// EventFilter is a Filter that hears events. Script.Fail("Event(…)", err) has it
+// refuse one.
+type EventFilter struct{ *Filter }
+
+var _ ndiscore.EventFilter = EventFilter{}
+
+// NewEventFilter makes a filter that hears events.
+func NewEventFilter(token string, t *Trace) EventFilter { return EventFilter{NewFilter(token, t)} }
+
+// FilterEvent implements ndiscore.EventFilter.
+func (f EventFilter) FilterEvent(_ context.Context, ev ndiscore.NetEvent) error {
+	f.in("Event", ndiscore.FilterPaused, ndiscore.FilterRunning)
+	return f.play("Event(" + ev.String() + ")")
+}
+
 func (f *Filter) play(call string) error {
 	f.trace.Add(f.token + "." + call)
 	return f.call(call)
 }
 
+// in reports a call that comes in none of the states given.
+func (f *Filter) in(call string, states ...ndiscore.FilterState) {
+	if s := ndiscore.FilterState(f.state.Load()); f.Report != nil && !slices.Contains(states, s) {
+		f.Report.Errorf("contract: filter %s: core: %s while %s", f.token, call, s)
+	}
+}
+
+// become goes to state s by a call that is legal in state from, and stays there on
+// an error.
+func (f *Filter) become(call string, s, from ndiscore.FilterState) error {
+	f.in(call, from)
+	err := f.play(call)
+	if err == nil {
+		f.state.Store(int32(s))
+	}
+	return err
+}
+
 // Attach implements ndiscore.Filter.
 func (f *Filter) Attach(_ context.Context, h ndiscore.FilterHandle) error {
 	f.handle.Store(&h)
-	return f.play("Attach")
+	return f.become("Attach", ndiscore.FilterPaused, ndiscore.FilterDetached)
 }
 
 // Restart implements ndiscore.Filter.
-func (f *Filter) Restart(context.Context) error { return f.play("Restart") }
+func (f *Filter) Restart(context.Context) error {
+	return f.become("Restart", ndiscore.FilterRunning, ndiscore.FilterPaused)
+}
 
 // Pause implements ndiscore.Filter.
-func (f *Filter) Pause(context.Context) { _ = f.play("Pause") }
+func (f *Filter) Pause(context.Context) {
+	_ = f.become("Pause", ndiscore.FilterPaused, ndiscore.FilterRunning)
+}
 
 // Detach implements ndiscore.Filter.
-func (f *Filter) Detach(context.Context) { _ = f.play("Detach") }
+func (f *Filter) Detach(context.Context) {
+	_ = f.become("Detach", ndiscore.FilterDetached, ndiscore.FilterPaused)
+}
 
 // Handle is the core as the filter sees it.
 func (f *Filter) Handle() ndiscore.FilterHandle { return *f.handle.Load() }
@@ -58,6 +107,7 @@ func (f *Filter) Seen() (received, sent uint64) { return f.received.Load(), f.se
 
 // FilterReceive implements ndiscore.ReceiveFilter.
 func (f *Filter) FilterReceive(b *ndiscore.Batch) {
+	f.in("FilterReceive", ndiscore.FilterRunning)
 	seen := f.received.Add(uint64(len(b.Frames))) - uint64(len(b.Frames))
 	if f.DropReceived == 0 {
 		f.Handle().IndicateReceive(b)
@@ -79,6 +129,7 @@ func (f *Filter) FilterReceive(b *ndiscore.Batch) {
 
 // FilterSend implements ndiscore.SendFilter.
 func (f *Filter) FilterSend(b *ndiscore.Batch) {
+	f.in("FilterSend", ndiscore.FilterRunning)
 	seen := f.sent.Add(uint64(len(b.Frames))) - uint64(len(b.Frames))
 	if f.DropSent != 0 {
 		n := 0
@@ -98,4 +149,20 @@ func (f *Filter) FilterSend(b *ndiscore.Batch) {
 }
 
 // FilterStatus implements ndiscore.StatusFilter.
-func (f *Filter) FilterStatus(s ndiscore.Status) { f.Handle().IndicateStatus(s) }
+func (f *Filter) FilterStatus(s ndiscore.Status) {
+	f.in("FilterStatus", ndiscore.FilterPaused, ndiscore.FilterRunning)
+	f.mu.Lock()
+	f.statuses = append(f.statuses, s)
+	f.mu.Unlock()
+	if f.TraceStatus {
+		f.trace.Add(f.token + ".Status(" + statusName(s) + ")")
+	}
+	f.Handle().IndicateStatus(s)
+}
+
+// Statuses returns the indications seen.
+func (f *Filter) Statuses() []ndiscore.Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.statuses)
+}

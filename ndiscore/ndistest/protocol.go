@@ -2,7 +2,9 @@ package ndistest
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -23,6 +25,8 @@ type Protocol struct {
 	OnReceive func(b *ndiscore.Binding, batch *ndiscore.Batch)
 	// OnStatus, if set before the first bind, is called too.
 	OnStatus func(b *ndiscore.Binding, s ndiscore.Status)
+	// TraceStatus: the trace has status indications too: "P1.Status(M, ResetStart)".
+	TraceStatus bool
 	// Keep: received batches that are not borrowed are held until ReturnKept.
 	Keep bool
 	// Forget: frames are counted, not remembered.
@@ -125,9 +129,17 @@ func (p *Protocol) Status(b *ndiscore.Binding, s ndiscore.Status) {
 	p.mu.Lock()
 	p.statuses = append(p.statuses, s)
 	p.mu.Unlock()
+	if p.TraceStatus {
+		p.trace.Add(p.name + ".Status(" + b.Adapter() + ", " + statusName(s) + ")")
+	}
 	if p.OnStatus != nil {
 		p.OnStatus(b, s)
 	}
+}
+
+// statusName names the kind of a status.
+func statusName(s ndiscore.Status) string {
+	return strings.TrimPrefix(fmt.Sprintf("%T", s), "ndiscore.")
 }
 
 // Binding is the binding to an adapter, nil when there is none.

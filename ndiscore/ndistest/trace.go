@@ -1,6 +1,7 @@
 package ndistest
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"testing"
@@ -100,7 +101,7 @@ func (s *Script) Fail(call string, err error) {
 }
 
 // Hold has the next call of that name wait for Release, whatever its context
-// says.
+// says; but a request ends with its context.
 func (s *Script) Hold(call string) *Hold {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,7 +127,10 @@ func (h *Hold) Await(tb testing.TB) {
 func (h *Hold) Release() { h.once.Do(func() { close(h.released) }) }
 
 // call plays one call: it waits if told to and returns the error it is to return.
-func (s *Script) call(name string) error {
+func (s *Script) call(name string) error { return s.callUntil(context.Background(), name) }
+
+// callUntil is call, for one that gives up when ctx ends.
+func (s *Script) callUntil(ctx context.Context, name string) error {
 	s.mu.Lock()
 	err, h := s.fails[name], s.holds[name]
 	delete(s.fails, name)
@@ -134,7 +138,11 @@ func (s *Script) call(name string) error {
 	s.mu.Unlock()
 	if h != nil {
 		close(h.entered)
-		<-h.released
+		select {
+		case <-h.released:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	return err
 }

@@ -2,11 +2,14 @@ package ndistest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
@@ -18,135 +21,61 @@ type Reporter interface {
 }
 
 // Verifier stands between the core and an adapter, and reports what either does
-// against the contract: calls in a wrong state, indications outside Restart …
-// Pause, batches completed twice or never, workers left open, frames changed
-// while they were lent, and so on. The optional interfaces of the adapter stay
-// visible.
+// against the contract: calls in a wrong state, or in its sleep; indications
+// outside Restart … Pause; batches completed twice or never; workers left open;
+// frames changed while they were lent; and so on. The core sees those optional
+// interfaces that the adapter has, and no others (ndiscore.Interposer).
 func Verifier(r Reporter, a ndiscore.Adapter) ndiscore.Adapter {
-	v := &verifier{r: r, inner: a, name: "adapter", sends: map[*ndiscore.Batch]uint64{}, lent: map[*ndiscore.Batch][]*ndiscore.Frame{}, seed: maphash.MakeSeed()}
-	lower, isLower := a.(ndiscore.LowerDevice)
-	pnp, isPnP := a.(ndiscore.DevicePnPNotifier)
-	down, isDown := a.(ndiscore.Shutdowner)
-	stats, isStats := a.(ndiscore.Statser)
-	l, p, d := verifiedDevice{v, lower}, verifiedPnP{v, pnp}, verifiedShutdown{v, down}
-	mask := 0
-	for i, has := range []bool{isLower, isPnP, isDown, isStats} {
-		if has {
-			mask |= 1 << i
-		}
-	}
-	type (
-		ld = ndiscore.LowerDevice
-		pn = ndiscore.DevicePnPNotifier
-		sd = ndiscore.Shutdowner
-		st = ndiscore.Statser
-	)
-	switch mask {
-	case 1:
-		return struct {
-			*verifier
-			ld
-		}{v, l}
-	case 2:
-		return struct {
-			*verifier
-			pn
-		}{v, p}
-	case 3:
-		return struct {
-			*verifier
-			ld
-			pn
-		}{v, l, p}
-	case 4:
-		return struct {
-			*verifier
-			sd
-		}{v, d}
-	case 5:
-		return struct {
-			*verifier
-			ld
-			sd
-		}{v, l, d}
-	case 6:
-		return struct {
-			*verifier
-			pn
-			sd
-		}{v, p, d}
-	case 7:
-		return struct {
-			*verifier
-			ld
-			pn
-			sd
-		}{v, l, p, d}
-	case 8:
-		return struct {
-			*verifier
-			st
-		}{v, stats}
-	case 9:
-		return struct {
-			*verifier
-			ld
-			st
-		}{v, l, stats}
-	case 10:
-		return struct {
-			*verifier
-			pn
-			st
-		}{v, p, stats}
-	case 11:
-		return struct {
-			*verifier
-			ld
-			pn
-			st
-		}{v, l, p, stats}
-	case 12:
-		return struct {
-			*verifier
-			sd
-			st
-		}{v, d, stats}
-	case 13:
-		return struct {
-			*verifier
-			ld
-			sd
-			st
-		}{v, l, d, stats}
-	case 14:
-		return struct {
-			*verifier
-			pn
-			sd
-			st
-		}{v, p, d, stats}
-	case 15:
-		return struct {
-			*verifier
-			ld
-			pn
-			sd
-			st
-		}{v, l, p, d, stats}
-	}
-	return v
+	return &verifier{r: r, inner: a, name: "adapter", sends: map[*ndiscore.Batch]uint64{}, lent: map[*ndiscore.Batch][]*ndiscore.Frame{}, seed: maphash.MakeSeed()}
 }
 
-// VerifiedDriver is d with each of its adapters behind a Verifier.
+// VerifiedDriver is d with each of its adapters behind a Verifier. It reports
+// too when one is removed that was not made, or twice, and when the driver is
+// unloaded while it has adapters.
 func VerifiedDriver(r Reporter, d ndiscore.Driver) ndiscore.Driver {
-	make := d.New
+	var mu sync.Mutex // guards alive
+	alive := map[ndiscore.Adapter]bool{}
+	real := d
 	d.New = func(name string, options any) (ndiscore.Adapter, error) {
-		a, err := make(name, options)
+		a, err := real.New(name, options)
 		if err != nil {
 			return nil, err
 		}
-		return Verifier(r, a), nil
+		v := Verifier(r, a)
+		mu.Lock()
+		alive[v] = true
+		mu.Unlock()
+		return v, nil
+	}
+	d.Remove = func(a ndiscore.Adapter) {
+		r.Helper()
+		mu.Lock()
+		known := alive[a]
+		delete(alive, a)
+		mu.Unlock()
+		v, ours := a.(*verifier)
+		if !known || !ours {
+			r.Errorf("contract: driver %s: core: Remove of an adapter that it has not", d.Name)
+			return
+		}
+		if v.now() != ndiscore.StateHalted {
+			v.report("core: Remove while %s", v.now())
+		}
+		if real.Remove != nil {
+			real.Remove(v.inner)
+		}
+	}
+	if real.Unload != nil {
+		d.Unload = func(h *ndiscore.DriverHandle) {
+			r.Helper()
+			mu.Lock()
+			n := len(alive)
+			mu.Unlock()
+			if n > 0 {
+				r.Errorf("contract: driver %s: core: Unload while it has %d adapters", d.Name, n)
+			}
+			real.Unload(h)
+		}
 	}
 	return d
 }
@@ -170,7 +99,37 @@ type verifier struct {
 	inits      int // successful ones
 	halts      int
 	device     bool
+	asleep     bool   // set by OIDPnPSetPower
+	calling    string // the life-cycle call in progress
 	told       func(ndiscore.AdapterHandle)
+}
+
+var (
+	_ ndiscore.Interposer        = (*verifier)(nil)
+	_ ndiscore.LowerDevice       = (*verifier)(nil)
+	_ ndiscore.DevicePnPNotifier = (*verifier)(nil)
+	_ ndiscore.Shutdowner        = (*verifier)(nil)
+	_ ndiscore.Statser           = (*verifier)(nil)
+	_ ndiscore.HangChecker       = (*verifier)(nil)
+	_ ndiscore.SendCanceler      = (*verifier)(nil)
+)
+
+// able is an optional interface of a, or of what a stands around. It is there:
+// the core asks only for what it found.
+func able[T any](a ndiscore.Adapter) T {
+	if t, ok := a.(T); ok {
+		return t
+	}
+	return able[T](a.(ndiscore.Interposer).Inner())
+}
+
+// Inner implements ndiscore.Interposer.
+func (v *verifier) Inner() ndiscore.Adapter { return v.inner }
+
+func (v *verifier) now() ndiscore.AdapterState {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.state
 }
 
 // verifiedHandle is the core as the adapter sees it through the verifier, from
@@ -197,11 +156,14 @@ func (v *verifier) report(format string, args ...any) {
 // moves to state to.
 func (v *verifier) enter(call string, to ndiscore.AdapterState, allowed ...ndiscore.AdapterState) {
 	v.mu.Lock()
-	state, shut, halting := v.state, v.shut, v.halting
-	v.state = to
+	state, shut, halting, calling := v.state, v.shut, v.halting, v.calling
+	v.state, v.calling = to, call
 	v.mu.Unlock()
 	if shut {
 		v.report("core: %s after Shutdown", call)
+	}
+	if calling != "" {
+		v.report("core: %s while %s is in progress", call, calling)
 	}
 	if halting || !slices.Contains(allowed, state) {
 		v.report("core: %s while %s", call, v.phase(state, halting))
@@ -215,9 +177,10 @@ func (v *verifier) phase(s ndiscore.AdapterState, halting bool) string {
 	return s.String()
 }
 
+// become ends a call that enter began.
 func (v *verifier) become(s ndiscore.AdapterState) {
 	v.mu.Lock()
-	v.state = s
+	v.state, v.calling = s, ""
 	v.mu.Unlock()
 }
 
@@ -261,6 +224,7 @@ func (v *verifier) Initialize(ctx context.Context, h ndiscore.AdapterHandle) (nd
 	}
 	v.mu.Lock()
 	v.inits++
+	v.asleep = false
 	v.mu.Unlock()
 	v.become(ndiscore.StatePaused)
 	return at, nil
@@ -268,6 +232,7 @@ func (v *verifier) Initialize(ctx context.Context, h ndiscore.AdapterHandle) (nd
 
 func (v *verifier) Restart(ctx context.Context) error {
 	v.enter("Restart", ndiscore.StateRestarting, ndiscore.StatePaused)
+	v.awake("Restart")
 	if err := v.inner.Restart(ctx); err != nil {
 		v.become(ndiscore.StatePaused)
 		return err
@@ -281,7 +246,7 @@ func (v *verifier) Pause(ctx context.Context) {
 	v.inner.Pause(ctx)
 	v.mu.Lock()
 	indicating, sends := v.indicating, len(v.sends)
-	v.state = ndiscore.StatePaused
+	v.state, v.calling = ndiscore.StatePaused, ""
 	v.mu.Unlock()
 	if indicating > 0 {
 		v.report("Pause returned while %d indications were in progress", indicating)
@@ -313,7 +278,7 @@ func (v *verifier) Halt(ctx context.Context, why ndiscore.HaltAction) {
 	}
 	v.checkWorkers("Halt")
 	v.mu.Lock()
-	v.halting, v.state = false, ndiscore.StateHalted
+	v.halting, v.state, v.calling, v.asleep = false, ndiscore.StateHalted, "", false
 	clear(v.lent)
 	v.mu.Unlock()
 }
@@ -332,10 +297,8 @@ func (v *verifier) checkWorkers(after string) {
 }
 
 func (v *verifier) Send(b *ndiscore.Batch) {
-	v.mu.Lock()
-	state := v.state
-	v.mu.Unlock()
-	if state != ndiscore.StateRunning {
+	v.awake("Send")
+	if state := v.now(); state != ndiscore.StateRunning {
 		v.report("core: Send while %s", state)
 	}
 	if len(b.Frames) == 0 || len(b.Frames) > ndiscore.BatchFrames {
@@ -368,10 +331,18 @@ func (v *verifier) Return(b *ndiscore.Batch) {
 
 func (v *verifier) Request(ctx context.Context, req *ndiscore.OIDRequest) error {
 	v.mu.Lock()
-	state, halting, shut := v.state, v.halting, v.shut
+	state, halting, shut, asleep := v.state, v.halting, v.shut, v.asleep
 	v.requesting++
 	n := v.requesting
 	v.mu.Unlock()
+	power, isPower := req.Data.(ndiscore.PowerState)
+	isPower = isPower && req.ID == ndiscore.OIDPnPSetPower && req.Kind == ndiscore.OIDSet
+	switch {
+	case asleep && !isPower:
+		v.report("core: Request %s while it sleeps", req.ID)
+	case isPower && asleep == (power == ndiscore.PowerD3):
+		v.report("core: set power %s, which it has", power)
+	}
 	if halting || shut || state == ndiscore.StateHalted || state == ndiscore.StateInitializing {
 		v.report("core: Request while %s", v.phase(state, halting))
 	}
@@ -381,73 +352,126 @@ func (v *verifier) Request(ctx context.Context, req *ndiscore.OIDRequest) error 
 	err := v.inner.Request(ctx, req)
 	v.mu.Lock()
 	v.requesting--
+	if isPower && err == nil {
+		v.asleep = power == ndiscore.PowerD3
+	}
 	v.mu.Unlock()
 	return err
 }
 
-type verifiedDevice struct {
-	v *verifier
-	d ndiscore.LowerDevice
+// awake reports a call that must not come while the device sleeps.
+func (v *verifier) awake(call string) {
+	v.mu.Lock()
+	asleep := v.asleep
+	v.mu.Unlock()
+	if asleep {
+		v.report("core: %s while it sleeps", call)
+	}
 }
 
-func (d verifiedDevice) StartDevice(ctx context.Context) error {
-	d.v.enter("StartDevice", ndiscore.StateHalted, ndiscore.StateHalted)
-	err := d.d.StartDevice(ctx)
-	if err == nil {
-		d.v.mu.Lock()
-		twice := d.v.device
-		d.v.device = true
-		d.v.mu.Unlock()
-		if twice {
-			d.v.report("core: StartDevice of a started device")
+// Reset comes beside no other life-cycle call; what was sent before it has been
+// completed when it returns (Z-4).
+func (v *verifier) Reset(ctx context.Context) (bool, error) {
+	v.awake("Reset")
+	state := v.now()
+	v.enter("Reset", state, ndiscore.StatePaused, ndiscore.StateRunning)
+	v.mu.Lock()
+	before := maps.Clone(v.sends)
+	v.mu.Unlock()
+	addressing, err := able[ndiscore.Resetter](v.inner).Reset(ctx)
+	v.mu.Lock()
+	left := 0
+	for b := range before {
+		if _, still := v.sends[b]; still {
+			left++
 		}
+	}
+	v.calling = ""
+	v.mu.Unlock()
+	if left > 0 {
+		v.report("Reset returned while %d accepted batches were not completed", left)
+	}
+	if err != nil && !errors.Is(err, ndiscore.ErrSoftErrors) && !errors.Is(err, ndiscore.ErrHardErrors) {
+		v.report("Reset: neither soft nor hard errors: %v", err)
+	}
+	return addressing, err
+}
+
+// promptly is how long a call may take that is to return at once.
+const promptly = 5 * time.Second
+
+func (v *verifier) CheckForHang() bool {
+	v.awake("CheckForHang")
+	if state := v.now(); state != ndiscore.StatePaused && state != ndiscore.StateRunning {
+		v.report("core: CheckForHang while %s", state)
+	}
+	began := time.Now()
+	hung := able[ndiscore.HangChecker](v.inner).CheckForHang()
+	if took := time.Since(began); took > promptly {
+		v.report("CheckForHang took %s", took)
+	}
+	return hung
+}
+
+func (v *verifier) CancelSend(id uint64) {
+	if state := v.now(); state == ndiscore.StateHalted || state == ndiscore.StateInitializing {
+		v.report("core: CancelSend while %s", state)
+	}
+	able[ndiscore.SendCanceler](v.inner).CancelSend(id)
+}
+
+func (v *verifier) DeviceStats() map[string]uint64 { return able[ndiscore.Statser](v.inner).DeviceStats() }
+
+func (v *verifier) StartDevice(ctx context.Context) error {
+	v.enter("StartDevice", ndiscore.StateHalted, ndiscore.StateHalted)
+	err := able[ndiscore.LowerDevice](v.inner).StartDevice(ctx)
+	v.mu.Lock()
+	twice := v.device && err == nil
+	v.device = v.device || err == nil
+	v.mu.Unlock()
+	v.become(ndiscore.StateHalted)
+	if twice {
+		v.report("core: StartDevice of a started device")
 	}
 	return err
 }
 
-func (d verifiedDevice) RemoveDevice(ctx context.Context) {
-	d.v.enter("RemoveDevice", ndiscore.StateHalted, ndiscore.StateHalted)
-	d.v.mu.Lock()
-	had := d.v.device
-	d.v.device = false
-	d.v.mu.Unlock()
+func (v *verifier) RemoveDevice(ctx context.Context) {
+	v.enter("RemoveDevice", ndiscore.StateHalted, ndiscore.StateHalted)
+	v.mu.Lock()
+	had := v.device
+	v.device = false
+	v.mu.Unlock()
 	if !had {
-		d.v.report("core: RemoveDevice of a device that was not started")
+		v.report("core: RemoveDevice of a device that was not started")
 	}
-	d.d.RemoveDevice(ctx)
+	able[ndiscore.LowerDevice](v.inner).RemoveDevice(ctx)
+	v.become(ndiscore.StateHalted)
 }
 
-func (d verifiedDevice) AwaitDevice(ctx context.Context) error { return d.d.AwaitDevice(ctx) }
-
-type verifiedPnP struct {
-	v *verifier
-	p ndiscore.DevicePnPNotifier
+func (v *verifier) AwaitDevice(ctx context.Context) error {
+	return able[ndiscore.LowerDevice](v.inner).AwaitDevice(ctx)
 }
 
-func (p verifiedPnP) DevicePnP(ev ndiscore.DevicePnPEvent) {
-	p.v.mu.Lock()
-	state, halting := p.v.state, p.v.halting
-	p.v.mu.Unlock()
+func (v *verifier) DevicePnP(ev ndiscore.DevicePnPEvent) {
+	v.mu.Lock()
+	state, halting := v.state, v.halting
+	v.mu.Unlock()
 	if halting || state == ndiscore.StateHalted || state == ndiscore.StateInitializing {
-		p.v.report("core: DevicePnP while %s", p.v.phase(state, halting))
+		v.report("core: DevicePnP while %s", v.phase(state, halting))
 	}
-	p.p.DevicePnP(ev)
+	able[ndiscore.DevicePnPNotifier](v.inner).DevicePnP(ev)
 }
 
-type verifiedShutdown struct {
-	v *verifier
-	d ndiscore.Shutdowner
-}
-
-func (s verifiedShutdown) Shutdown() {
-	s.v.mu.Lock()
-	twice := s.v.shut
-	s.v.shut = true
-	s.v.mu.Unlock()
+func (v *verifier) Shutdown() {
+	v.mu.Lock()
+	twice := v.shut
+	v.shut = true
+	v.mu.Unlock()
 	if twice {
-		s.v.report("core: a second Shutdown")
+		v.report("core: a second Shutdown")
 	}
-	s.d.Shutdown()
+	able[ndiscore.Shutdowner](v.inner).Shutdown()
 }
 
 // --- The adapter calls the core ---------------------------------------------------
