@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -31,39 +32,72 @@ func Driver(log *zap.Logger) ndiscore.Driver {
 	}
 }
 
+// maxMulticast is how many groups the interface is asked for one by one; NICs
+// that filter have room for about so many, and beyond it all are taken.
+const maxMulticast = 64
+
 // adapter is one kernel interface. Fields from the second group on are set by
 // Initialize and taken back by Halt.
 type adapter struct {
-	name  string
-	opt   Options
-	log   *zap.Logger
-	links *netdev.Watchers
-	slabs *netdev.Slabs
-	do    step
+	name   string
+	opt    Options
+	log    *zap.Logger
+	links  *netdev.Watchers
+	slabs  *netdev.Slabs
+	do     step
+	queues []*queue
 
 	h       ndiscore.AdapterHandle
 	ns      *netdev.Namespace
 	watcher *netdev.Watcher
-	sock    *socket
-	loop    *netdev.Loop
 	sub     *netdev.Subscription
 	link    netdev.LinkReporter
-	tx      transmitter
-	rx      receiver
-	promisc bool // memberships that we hold
-	multi   bool
+	index   int    // the interface's number
+	speed   uint64 // bit/s
 
-	running sync.WaitGroup // the receive goroutine
+	control sync.Mutex // guards all below, and serialises Reset with Request
+	filter  ndiscore.PacketFilter
+	groups  []ndiscore.MAC
+	joined  map[membership]bool // by the first queue's socket
+	asleep  bool                // in D3
 
-	kernelDrops struct {
-		sync.Mutex        // guards reading the kernel's counter, which empties it, too
-		total      uint64 // since the adapter was made
+	broken    bool           // a reset failed half-way
+	running   sync.WaitGroup // the receive goroutines
+	receiving bool           // from Restart to Pause
+}
+
+// queue is one socket with what receives and sends through it: what arrives
+// comes out of one of them, by flow, and what a worker sends goes into one of
+// them, by worker.
+type queue struct {
+	opened
+	rx receiver
+	tx transmitter
+	// Frames thrown away while nobody received, to be counted by the next who
+	// does.
+	lost map[ndiscore.DropReason]uint64
+}
+
+// opened is what a queue holds of the kernel.
+type opened struct {
+	sock *socket // nil while halted
+	loop *netdev.Loop
+}
+
+func (o *opened) close() {
+	if o.loop != nil {
+		o.loop.Close()
 	}
+	if o.sock != nil {
+		o.sock.close()
+	}
+	*o = opened{}
 }
 
 var (
 	_ ndiscore.Adapter     = (*adapter)(nil)
 	_ ndiscore.LowerDevice = (*adapter)(nil)
+	_ ndiscore.HangChecker = (*adapter)(nil)
 	_ ndiscore.Statser     = (*adapter)(nil)
 )
 
@@ -74,8 +108,14 @@ func newAdapter(name string, o Options, links *netdev.Watchers, slabs *netdev.Sl
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("afpacket %s: %w", name, err)
 	}
-	return &adapter{name: name, opt: o, links: links, slabs: slabs, do: realStep,
-		log: log.With(zap.String("adapter", name), zap.String("device", o.Interface))}, nil
+	a := &adapter{name: name, opt: o, links: links, slabs: slabs, do: realStep,
+		log: log.With(zap.String("adapter", name), zap.String("device", o.Interface))}
+	for range o.Queues {
+		q := &queue{lost: map[ndiscore.DropReason]uint64{}}
+		q.tx.close(ndiscore.DropPaused)
+		a.queues = append(a.queues, q)
+	}
+	return a, nil
 }
 
 // StartDevice checks that the interface is there.
@@ -150,38 +190,41 @@ func (a *adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (attr 
 	if err = a.refuseShared(info.Index); err != nil {
 		return attr, err
 	}
-	if a.sock, err = openSocket(a.do, a.ns, info, a.opt.RingMiB); err != nil {
-		if errors.Is(err, unix.ENODEV) { // it went between the look and the bind
-			err = fmt.Errorf("%w: %w", ndiscore.ErrDeviceAbsent, err)
-		}
+	a.index = info.Index
+	for _, q := range a.queues {
+		q.rx.a, q.rx.h, q.rx.pool = a, h, a.slabs
+	}
+	fresh, err := a.open(info.MTU)
+	if errors.Is(err, unix.ENODEV) { // it went between the look and the bind
+		err = fmt.Errorf("%w: %w", ndiscore.ErrDeviceAbsent, err)
+	}
+	if err != nil {
 		return attr, fmt.Errorf("interface %s: %w", a.opt.Interface, err)
 	}
-	if hw, err := a.sock.hardware(); err != nil || hw != unix.ARPHRD_ETHER && hw != unix.ARPHRD_LOOPBACK {
+	a.joined, a.broken = nil, false
+	if err = a.use(fresh); err != nil {
+		return attr, fmt.Errorf("interface %s: %w", a.opt.Interface, err)
+	}
+	if hw, err := a.queues[0].sock.hardware(); err != nil || hw != unix.ARPHRD_ETHER && hw != unix.ARPHRD_LOOPBACK {
 		return attr, fmt.Errorf("interface %s is not Ethernet (link type %d, %v): only Ethernet can be switched", a.opt.Interface, hw, err)
 	}
-	if err = a.do("prepare to wait", func() (err error) { a.loop, err = netdev.NewLoop(a.sock.fd); return err }); err != nil {
-		return attr, err
-	}
-	a.tx.use(a.sock.fd)
-	a.rx = receiver{a: a, h: h, sock: a.sock, pool: a.slabs}
-
-	speed := netdev.Speed(a.sock.fd, a.opt.Interface)
+	a.speed = netdev.Speed(a.queues[0].sock.fd, a.opt.Interface)
 	first := true
 	err = a.do("follow the interface", func() (err error) {
 		a.sub, err = a.watcher.Subscribe(a.opt.Interface, func(i netdev.LinkInfo) {
 			if first { // at once, while Subscribe waits
 				first, info = false, i
-				a.link.Open(h, linkState(i, speed))
+				a.link.Open(h, a.linkState(i), i.MAC, i.MTU)
 				return
 			}
-			a.changed(i, speed)
+			a.changed(i)
 		})
 		return err
 	})
 	if err != nil {
 		return attr, err
 	}
-	if info.Index != a.sock.index {
+	if info.Index != a.index {
 		return attr, fmt.Errorf("interface %q was replaced meanwhile: %w", a.opt.Interface, ndiscore.ErrDeviceAbsent)
 	}
 	caps := netdev.ProbeOffloads(a.ns)
@@ -189,9 +232,43 @@ func (a *adapter) Initialize(_ context.Context, h ndiscore.AdapterHandle) (attr 
 		a.log.Warn("the kernel refuses some unfinished frames on packet sockets; the switch will finish them", zap.Uint8("takes", uint8(caps)))
 	}
 	return ndiscore.Attributes{
-		MAC: info.MAC, MTU: info.MTU, Link: linkState(info, speed), Queues: 1,
+		MAC: info.MAC, MTU: info.MTU, Link: a.linkState(info), Queues: len(a.queues),
 		Transmit: caps, Receive: ndiscore.CapAll, Device: a.opt.Interface,
+		PowerAware: true, MaxMulticast: maxMulticast,
 	}, nil
+}
+
+// open opens a socket for each queue, deaf, with a ring for packets of mtu bytes.
+func (a *adapter) open(mtu int) ([]opened, error) {
+	socks, err := openSockets(a.do, a.ns, a.index, mtu, len(a.queues), a.opt.RingMiB)
+	if err != nil {
+		return nil, err
+	}
+	fresh := make([]opened, len(socks))
+	for i, s := range socks {
+		fresh[i].sock = s
+	}
+	for i := range fresh {
+		o := &fresh[i]
+		err := a.do("prepare to wait", func() (err error) { o.loop, err = netdev.NewLoop(o.sock.fd); return err })
+		if err != nil {
+			for i := range fresh {
+				fresh[i].close()
+			}
+			return nil, err
+		}
+	}
+	return fresh, nil
+}
+
+// use puts what was opened to use.
+func (a *adapter) use(fresh []opened) error {
+	for i, q := range a.queues {
+		q.opened = fresh[i]
+		q.rx.use(q.sock)
+		q.tx.use(q.sock.fd)
+	}
+	return a.hear()
 }
 
 // refuseShared keeps us away from an interface that the kernel itself speaks IP
@@ -211,8 +288,11 @@ func (a *adapter) refuseShared(index int) error {
 	return nil
 }
 
-func linkState(i netdev.LinkInfo, speed uint64) ndiscore.LinkState {
+func (a *adapter) linkState(i netdev.LinkInfo) ndiscore.LinkState {
+	speed := a.speed
 	switch {
+	case i.Lost != "":
+		return ndiscore.LinkState{Media: ndiscore.MediaUnknown, Speed: speed, Why: "interface cannot be followed: " + i.Lost}
 	case i.Running:
 		return ndiscore.LinkState{Media: ndiscore.MediaConnected, Speed: speed, Why: "carrier"}
 	case i.Up:
@@ -222,46 +302,113 @@ func linkState(i netdev.LinkInfo, speed uint64) ndiscore.LinkState {
 }
 
 // changed hears of the interface from the watcher, on its goroutine.
-func (a *adapter) changed(i netdev.LinkInfo, speed uint64) {
+func (a *adapter) changed(i netdev.LinkInfo) {
 	switch {
 	case i.Deleted && i.Moved:
 		a.h.SurpriseRemove("interface was moved to another network namespace (RTM_DELLINK)")
 	case i.Deleted:
 		a.h.SurpriseRemove("interface was deleted (RTM_DELLINK)")
 	default:
-		a.link.Observed(linkState(i, speed))
+		a.link.Attributes(i.MAC, i.MTU, "interface's address or MTU was set (RTM_NEWLINK)")
+		a.link.Observed(a.linkState(i))
 	}
 }
 
 // up asks the kernel whether the interface is up. True when it cannot tell.
 func (a *adapter) up() bool {
-	flags, err := netdev.Flags(a.sock.fd, a.opt.Interface)
+	flags, err := netdev.Flags(a.queues[0].sock.fd, a.opt.Interface)
 	return err != nil || flags&unix.IFF_UP != 0
 }
 
 // Restart implements ndiscore.Adapter.
 func (a *adapter) Restart(context.Context) error {
-	w := a.h.NewWorker(0)
-	a.rx.worker = w
-	a.rx.batch = ndiscore.NewBatch(w)
-	a.rx.batch.Borrowed = true
-	a.loop.Ready()
-	// The receive goroutine: ended by Pause, blocks on the ring.
-	a.running.Go(func() {
-		defer w.Close()
-		if err := a.loop.Run(&a.rx); err != nil {
-			a.log.Error("receiving stopped", zap.Error(err))
-			_ = a.h.Remove(err.Error()) // an error says that the adapter is leaving already
-		}
-	})
+	for i, q := range a.queues {
+		w := a.h.NewWorker(i)
+		q.rx.worker = w
+		q.rx.batch = ndiscore.NewBatch(w)
+		q.rx.batch.Borrowed = true
+	}
+	a.receiving = true
+	a.receive()
 	return nil
 }
 
-// Pause implements ndiscore.Adapter. Frames that arrive from now on wait in the
-// ring as far as it reaches.
-func (a *adapter) Pause(context.Context) {
-	a.loop.Stop()
+// receive starts the receive goroutines: ended by rest, block on the ring.
+func (a *adapter) receive() {
+	for _, q := range a.queues {
+		q.loop.Ready()
+		a.running.Go(func() {
+			for why, n := range q.lost {
+				a.h.Dropped(q.rx.worker, why, n)
+			}
+			clear(q.lost)
+			if err := q.loop.Run(&q.rx); err != nil {
+				a.log.Error("receiving stopped", zap.Error(err))
+				_ = a.h.Remove(err.Error()) // an error says that the adapter is leaving already
+			}
+		})
+	}
+}
+
+// rest ends the receive goroutines.
+func (a *adapter) rest() {
+	for _, q := range a.queues {
+		q.loop.Stop()
+	}
 	a.running.Wait()
+}
+
+// Pause implements ndiscore.Adapter. Frames that arrive from now on wait in the
+// rings as far as they reach.
+func (a *adapter) Pause(context.Context) {
+	a.rest()
+	a.receiving = false
+	for _, q := range a.queues {
+		q.rx.worker.Close()
+	}
+}
+
+// Reset implements ndiscore.Resetter: new sockets, with rings for the MTU of now.
+// What waited in the old ones is lost. The old ones stay when the new ones
+// cannot be had.
+func (a *adapter) Reset(context.Context) (addressing bool, err error) {
+	a.control.Lock()
+	defer a.control.Unlock()
+	a.rest()
+	if a.receiving {
+		defer a.receive()
+	}
+	fail := func(err error) (bool, error) {
+		return false, a.wrap(fmt.Errorf("interface %s: reset: %w: %w", a.opt.Interface, ndiscore.ErrHardErrors, err))
+	}
+	fresh, err := a.open(a.link.MTU())
+	if err != nil {
+		return fail(err)
+	}
+	for _, q := range a.queues {
+		_ = q.sock.deafen() // it is about to be closed
+		q.lost[ndiscore.DropReset] += q.rx.discard()
+		q.rx.takeDropped()
+		q.tx.close(ndiscore.DropReset)
+		q.opened.close()
+	}
+	a.joined = nil // the memberships went with the sockets
+	err = errors.Join(a.use(fresh), a.join())
+	if a.broken = err != nil; a.broken {
+		return fail(err)
+	}
+	return false, nil
+}
+
+// CheckForHang implements ndiscore.HangChecker.
+func (a *adapter) CheckForHang() bool {
+	hung := a.broken
+	for _, q := range a.queues {
+		if q.tx.progress.Stuck() { // every queue is asked: it compares with the last time
+			hung = true
+		}
+	}
+	return hung
 }
 
 // Halt implements ndiscore.Adapter.
@@ -276,15 +423,12 @@ func (a *adapter) release() {
 		a.sub.Close()
 		a.sub = nil
 	}
-	if a.loop != nil {
-		a.loop.Close()
-		a.loop = nil
-	}
-	if a.sock != nil {
-		a.takeKernelDrops()
-		a.tx.use(-1)
-		a.sock.close()
-		a.sock = nil
+	for _, q := range a.queues {
+		q.tx.close(ndiscore.DropPaused)
+		if q.sock != nil {
+			q.rx.takeDropped()
+		}
+		q.opened.close()
 	}
 	if a.watcher != nil {
 		a.watcher.Release()
@@ -294,13 +438,19 @@ func (a *adapter) release() {
 		a.ns.Close()
 		a.ns = nil
 	}
-	a.promisc, a.multi = false, false
+	a.control.Lock()
+	defer a.control.Unlock()
+	a.filter, a.groups, a.joined, a.asleep = 0, nil, nil, false
 }
 
 // Send implements ndiscore.Adapter.
 func (a *adapter) Send(b *ndiscore.Batch) {
+	q := a.queues[0]
+	if n := len(a.queues); n > 1 {
+		q = a.queues[b.Worker.ID()%n]
+	}
 	mark := a.link.Seen()
-	if res := a.tx.send(b); res.down != 0 {
+	if res := q.tx.send(b); res.down != 0 {
 		a.link.Refused(mark, "ENETDOWN on send")
 	}
 	if !b.Borrowed {
@@ -313,53 +463,151 @@ func (a *adapter) Return(*ndiscore.Batch) {}
 
 // Request implements ndiscore.Adapter.
 func (a *adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
-	switch {
-	case req.ID == ndiscore.OIDGenLinkState && req.Kind == ndiscore.OIDQuery:
-		req.Data = a.link.State()
-		return nil
-	case req.ID == ndiscore.OIDGenCurrentPacketFilter && req.Kind == ndiscore.OIDSet:
+	if req.Kind == ndiscore.OIDQuery {
+		if req.ID == ndiscore.OIDGenLinkState {
+			req.Data = a.link.State()
+			return nil
+		}
+		return ndiscore.ErrInvalidOID
+	}
+	a.control.Lock()
+	defer a.control.Unlock()
+	switch req.ID {
+	case ndiscore.OIDGenCurrentPacketFilter:
 		f, ok := req.Data.(ndiscore.PacketFilter)
 		if !ok {
 			return a.wrap(ndiscore.ErrInvalidData)
 		}
-		return a.wrap(a.setFilter(f))
+		a.filter = f
+		return a.wrap(a.join())
+	case ndiscore.OID8023MulticastList:
+		groups, ok := req.Data.([]ndiscore.MAC)
+		if !ok {
+			return a.wrap(ndiscore.ErrInvalidData)
+		}
+		for _, g := range groups {
+			if !g.IsGroup() {
+				return a.wrap(fmt.Errorf("%w: %s is not the address of a group", ndiscore.ErrMulticastFull, g))
+			}
+		}
+		a.groups = slices.Clone(groups)
+		return a.wrap(a.join())
+	case ndiscore.OIDPnPSetPower:
+		p, ok := req.Data.(ndiscore.PowerState)
+		if !ok || p != ndiscore.PowerD0 && p != ndiscore.PowerD3 {
+			return a.wrap(ndiscore.ErrInvalidData)
+		}
+		return a.wrap(a.setPower(p == ndiscore.PowerD3))
 	}
 	return ndiscore.ErrInvalidOID
 }
 
-// setFilter has the interface receive what f wants beyond its own unicast and
-// broadcast, for as long as it is wanted.
-func (a *adapter) setFilter(f ndiscore.PacketFilter) error {
-	set := func(held *bool, kind uint16, want bool, what string) error {
-		if *held == want {
-			return nil
-		}
-		if err := a.sock.membership(kind, want); err != nil {
-			return fmt.Errorf("interface %s: set %s mode: %w", a.opt.Interface, what, err)
-		}
-		*held = want
-		return nil
+// wanted is what the interface has to receive for the packet filter and the
+// multicast list of now.
+func (a *adapter) wanted() map[membership]bool {
+	promisc := membership{kind: unix.PACKET_MR_PROMISC}
+	all := membership{kind: unix.PACKET_MR_ALLMULTI}
+	some := a.filter&ndiscore.FilterMulticast != 0
+	m := map[membership]bool{}
+	if a.filter&ndiscore.FilterPromiscuous != 0 {
+		m[promisc] = true
 	}
-	return errors.Join(
-		set(&a.promisc, unix.PACKET_MR_PROMISC, f&ndiscore.FilterPromiscuous != 0, "promiscuous"),
-		set(&a.multi, unix.PACKET_MR_ALLMULTI, f&(ndiscore.FilterAllMulticast|ndiscore.FilterPromiscuous) != 0, "all-multicast"),
-	)
+	if a.filter&(ndiscore.FilterAllMulticast|ndiscore.FilterPromiscuous) != 0 || some && len(a.groups) > maxMulticast {
+		m[all] = true
+		some = false
+	}
+	if some {
+		for _, g := range a.groups {
+			m[membership{unix.PACKET_MR_MULTICAST, g}] = true
+		}
+	}
+	return m
 }
 
-// takeKernelDrops moves the kernel's counter into ours and returns the
-// difference.
-func (a *adapter) takeKernelDrops() uint64 {
-	k := &a.kernelDrops
-	k.Lock()
-	defer k.Unlock()
-	n := a.sock.dropped()
-	k.total += n
-	return n
+// join has the interface receive what is wanted beyond its own unicast and
+// broadcast, for as long as it is wanted. New memberships come before old ones
+// go, so that nothing is missed in between.
+func (a *adapter) join() error {
+	want, sock := a.wanted(), a.queues[0].sock
+	if a.joined == nil {
+		a.joined = map[membership]bool{}
+	}
+	var errs []error
+	for m := range want {
+		if a.joined[m] {
+			continue
+		}
+		if err := sock.change(m, true); err != nil {
+			errs = append(errs, fmt.Errorf("interface %s: enter %s: %w", a.opt.Interface, m, err))
+			continue
+		}
+		a.joined[m] = true
+	}
+	for m := range a.joined {
+		if want[m] {
+			continue
+		}
+		if err := sock.change(m, false); err != nil {
+			errs = append(errs, fmt.Errorf("interface %s: leave %s: %w", a.opt.Interface, m, err))
+			continue
+		}
+		delete(a.joined, m)
+	}
+	return errors.Join(errs...)
+}
+
+// setPower puts the device to sleep or wakes it. Asleep the sockets stay bound
+// and take nothing in; what they had taken before is thrown away at the end of
+// the sleep. The interface stays as it is: it is the kernel's.
+func (a *adapter) setPower(sleep bool) error {
+	if sleep == a.asleep {
+		return nil
+	}
+	if sleep {
+		a.link.Hold()
+		for _, q := range a.queues {
+			if err := a.do("stop listening", q.sock.deafen); err != nil {
+				a.link.Resume()
+				return errors.Join(err, a.hear())
+			}
+		}
+		a.asleep = true
+		return nil
+	}
+	for _, q := range a.queues {
+		q.lost[ndiscore.DropLowPower] += q.rx.discard()
+	}
+	if err := a.hear(); err != nil {
+		return err
+	}
+	a.asleep = false
+	a.link.Resume()
+	return nil
+}
+
+func (a *adapter) hear() error {
+	var errs []error
+	for _, q := range a.queues {
+		errs = append(errs, a.do("listen", q.sock.hear))
+	}
+	return errors.Join(errs...)
 }
 
 // DeviceStats implements ndiscore.Statser.
 func (a *adapter) DeviceStats() map[string]uint64 {
-	a.kernelDrops.Lock()
-	defer a.kernelDrops.Unlock()
-	return map[string]uint64{"kernel_ring_full": a.kernelDrops.total}
+	m := map[string]uint64{}
+	var lost, all uint64
+	for i, q := range a.queues {
+		dropped := q.rx.dropped.Load()
+		sent, full := q.tx.progress.Counts()
+		lost, all = lost+dropped, all+full
+		if len(a.queues) > 1 {
+			m[fmt.Sprintf("queue%d_rx_frames", i)] = q.rx.taken.Load()
+			m[fmt.Sprintf("queue%d_kernel_ring_full", i)] = dropped
+			m[fmt.Sprintf("queue%d_tx_frames", i)] = sent
+			m[fmt.Sprintf("queue%d_tx_full", i)] = full
+		}
+	}
+	m["kernel_ring_full"], m["tx_full"] = lost, all
+	return m
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/seed-b14e907b/vswitch/miniports/netdev"
 	"github.com/seed-b14e907b/vswitch/miniports/netdev/netdevtest"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
@@ -32,6 +33,7 @@ type port struct {
 	lab       *lab.Lab
 	far, near *lab.Host
 	r         *netdevtest.Running
+	worker    *ndiscore.Worker
 	frames    chan frame // a copy of everything received
 }
 
@@ -65,12 +67,18 @@ func newPort(t testing.TB, change ...func(*afpacket.Options)) *port {
 			}
 		}
 	}))
+	p.worker = p.r.Handle.NewWorker(99)
 	return p
 }
 
 // send passes one frame to the adapter and returns what became of it.
 func (p *port) send(frames ...*ndiscore.Frame) []ndiscore.DropReason {
-	b := ndiscore.NewBatch(nil)
+	return p.sendOn(p.worker, frames...)
+}
+
+// sendOn is send by the goroutine of w.
+func (p *port) sendOn(w *ndiscore.Worker, frames ...*ndiscore.Frame) []ndiscore.DropReason {
+	b := ndiscore.NewBatch(w)
 	b.Borrowed = true
 	for _, f := range frames {
 		b.Append(f)
@@ -213,8 +221,14 @@ func TestSuperFrame(t *testing.T) {
 // The kernel takes the outer VLAN tag out of a frame; it must be back, with the
 // offload's offsets moved along.
 func TestVLAN(t *testing.T) {
+	for _, queues := range []int{1, 2} {
+		t.Run(fmt.Sprintf("queues=%d", queues), func(t *testing.T) { testVLAN(t, queues) })
+	}
+}
+
+func testVLAN(t *testing.T, queues int) {
 	lab.CheckLeaks(t)
-	p := newPort(t)
+	p := newPort(t, func(o *afpacket.Options) { o.Queues = queues })
 	raw, err := p.far.OpenRaw("eth0", lab.RawOptions{VnetHeader: true})
 	if err != nil {
 		t.Fatal(err)
@@ -325,26 +339,64 @@ func TestLink(t *testing.T) {
 	p.await(t, "frame after the return", func(f frame) bool { return f.data[11] == 9 })
 }
 
-func TestMoved(t *testing.T) {
-	p := newPort(t)
-	c := p.lab.Host("elsewhere")
-	l, err := p.near.Netlink().LinkByName("p0")
+// move takes an interface of one host to another, where it is down.
+func move(t *testing.T, from *lab.Host, name string, to *lab.Host) {
+	t.Helper()
+	l, err := from.Netlink().LinkByName(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = c.Do(func() error {
+	err = to.Do(func() error {
 		ns, err := netdev.OpenNamespace("/proc/thread-self/ns/net")
 		if err != nil {
 			return err
 		}
 		defer ns.Close()
-		return p.near.Netlink().LinkSetNsFd(l, ns.FD())
+		return from.Netlink().LinkSetNsFd(l, ns.FD())
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestMoved(t *testing.T) {
+	p := newPort(t)
+	move(t, p.near, "p0", p.lab.Host("elsewhere"))
 	if why := p.r.Handle.WaitVanished(t); !strings.Contains(why, "moved") {
 		t.Errorf("moved: %q", why)
+	}
+}
+
+// With a core above: an interface that was taken to another namespace is gone,
+// and one that comes back is started again without anybody's doing.
+func TestComesBack(t *testing.T) {
+	lab.CheckLeaks(t)
+	l := lab.NewTest(t)
+	far, near, elsewhere := l.Host("far"), l.Host("near"), l.Host("elsewhere")
+	l.Veth(far, "eth0", near, "p0", lab.VethOptions{})
+	core := ndistest.NewCore(t, ndiscore.Options{})
+	if _, err := core.RegisterDriver(ndistest.VerifiedDriver(t, afpacket.Driver(zaptest.NewLogger(t)))); err != nil {
+		t.Fatal(err)
+	}
+	ctx := ndistest.Context(t)
+	if err := errors.Join(
+		core.AddAdapter(ctx, ndiscore.AdapterSpec{Name: "wan0", Driver: "afpacket", Options: options(near)}),
+		core.Start(ctx, "wan0", "test"),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		move(t, near, "p0", elsewhere)
+		ndistest.Await(t, "surprise removal", func() bool {
+			i := ndistest.Info(t, core, "wan0")
+			return i.State == ndiscore.StateHalted && i.LastHalt == ndiscore.HaltSurpriseRemoved
+		})
+		move(t, elsewhere, "p0", near)
+		near.Up("p0")
+		ndistest.Await(t, "a running adapter with a link", func() bool {
+			i := ndistest.Info(t, core, "wan0")
+			return i.State == ndiscore.StateRunning && i.Link.Connected()
+		})
 	}
 }
 

@@ -34,11 +34,21 @@
 // which was 208 KiB before Linux 6.17; here only super-frames depend on it, and
 // TCP adapts to a short queue of those.
 //
+// Queues. Several sockets form a fanout group, see openSockets: one receive
+// goroutine each, and a worker sends through the socket of its own number, so a
+// flow keeps its queue, and its order, both ways. TCP over veth, one queue and
+// two in turns in one run on two CPUs, medians, ahead of other load (SCHED_RR):
+// one flow 0.99 times the throughput, eight flows 1.07 times (beside other
+// load). A queue costs 28 KiB and its share of the ring.
+//
+// Reset opens new sockets beside the old ones, deaf, and changes over when they
+// are ready. Sleep (OIDPnPSetPower) leaves the sockets bound and deaf.
+//
 // Link: the interface is up and has carrier, as the link watcher tells. ENETDOWN
 // means down, nothing more, and a socket remembers it from earlier, so it counts
 // when it comes twice, or when the interface says the same. Only RTM_DELLINK,
 // for a deletion or a move to another namespace, is a surprise removal.
 //
-// Goroutines: the receive goroutine, from Restart to Pause, waits for the
-// socket. The send queue's lock is a leaf, held for one batch's system calls.
+// Goroutines: a receive goroutine per queue, from Restart to Pause, waits for its
+// socket. A send queue's lock is a leaf, held for one batch's system calls.
 package afpacket

@@ -26,13 +26,14 @@ func NewWithSteps(name string, o Options, do func(what string, f func() error) e
 // Empty reports whether the adapter holds nothing.
 func Empty(of ndiscore.Adapter) bool {
 	a := of.(*adapter)
-	return a.sock == nil && a.loop == nil && a.watcher == nil && a.ns == nil && a.sub == nil
+	return a.queues[0].opened == opened{} && a.watcher == nil && a.ns == nil && a.sub == nil
 }
 
 // Source is the receive queue of a paused adapter, for the goroutine of w.
 func Source(of ndiscore.Adapter, w *ndiscore.Worker) netdev.Source {
 	a := of.(*adapter)
-	a.rx.worker, a.rx.batch = w, ndiscore.NewBatch(w)
-	a.rx.batch.Borrowed = true
-	return &a.rx
+	rx := &a.queues[0].rx
+	rx.worker, rx.batch = w, ndiscore.NewBatch(w)
+	rx.batch.Borrowed = true
+	return rx
 }

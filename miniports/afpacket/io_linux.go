@@ -12,10 +12,10 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// receiver is the receive queue: it walks the ring and lends the frames in it
+// receiver is one receive queue: it walks the ring and lends the frames in it
 // to the core. A frame that is too long for a slot leaves only its beginning
 // there and waits whole in the socket's buffer (PACKET_COPY_THRESH), in the
-// same order; it is read into a slab. It belongs to the receive goroutine.
+// same order; it is read into a slab. It belongs to its receive goroutine.
 type receiver struct {
 	a      *adapter
 	h      ndiscore.AdapterHandle
@@ -27,6 +27,9 @@ type receiver struct {
 	frames [ndiscore.BatchFrames]ndiscore.Frame
 	next   int  // the slot that the kernel fills next
 	losing bool // the kernel said that it had to drop frames
+
+	taken   atomic.Uint64 // frames passed up, for people
+	dropped atomic.Uint64 // frames that found the ring full
 }
 
 var _ netdev.Source = (*receiver)(nil)
@@ -73,6 +76,7 @@ func (r *receiver) Receive() (int, error) {
 		}
 	}
 	if len(b.Frames) > 0 {
+		r.taken.Add(uint64(len(b.Frames)))
 		r.h.IndicateReceive(b)
 	}
 	for i, n := first, taken; n > 0; n-- {
@@ -82,6 +86,38 @@ func (r *receiver) Receive() (int, error) {
 		}
 	}
 	return taken, nil
+}
+
+// use receives from s from now on. Nobody may be receiving.
+func (r *receiver) use(s *socket) { r.sock, r.next, r.losing = s, 0, false }
+
+// discard throws away what waits in the ring and returns how many frames it was.
+// Nobody may be receiving.
+func (r *receiver) discard() (n uint64) {
+	var b [64]byte // the kernel cuts off the rest
+	for range r.sock.slots {
+		h := header(r.sock.slots[r.next])
+		status := atomic.LoadUint32(&h.Status)
+		if status&unix.TP_STATUS_USER == 0 {
+			break
+		}
+		if status&unix.TP_STATUS_COPY != 0 { // the whole frame is in the socket's buffer
+			_, _, _ = unix.Recvfrom(r.sock.fd, b[:], unix.MSG_DONTWAIT)
+		}
+		atomic.StoreUint32(&h.Status, unix.TP_STATUS_KERNEL)
+		n++
+		if r.next++; r.next == len(r.sock.slots) {
+			r.next = 0
+		}
+	}
+	return n
+}
+
+// takeDropped moves the kernel's counter into ours and returns the difference.
+func (r *receiver) takeDropped() uint64 {
+	n := r.sock.dropped()
+	r.dropped.Add(n)
+	return n
 }
 
 // inSlot makes f the frame in slot.
@@ -164,7 +200,7 @@ func (r *receiver) Sleep() {
 	}
 	if r.losing {
 		r.losing = false
-		if n := r.a.takeKernelDrops(); n > 0 {
+		if n := r.takeDropped(); n > 0 {
 			r.h.Dropped(r.worker, ndiscore.DropKernelFull, n)
 		}
 	}
@@ -177,23 +213,34 @@ const (
 	minFrame    = 60 // Ethernet without its checksum
 )
 
-// transmitter is the send queue. Its lock is a leaf, held for the system calls
+// transmitter is one send queue. Its lock is a leaf, held for the system calls
 // of one batch.
 type transmitter struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards all but progress
 	fd      int
+	shut    ndiscore.DropReason // why it sends nothing; DropNone while it does
 	msgs    [ndiscore.BatchFrames]unix.Mmsghdr
 	which   [ndiscore.BatchFrames]uint8 // index in the batch of each message
 	headers [ndiscore.BatchFrames][netdev.VnetHeader]byte
 	vectors [sendVectors]unix.Iovec
 	padding [minFrame]byte
+
+	progress netdev.Progress
 }
 
-// use sends through fd from now on; with -1 every send fails.
+// use sends through fd from now on.
 func (t *transmitter) use(fd int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.fd = fd
+	t.fd, t.shut = fd, ndiscore.DropNone
+}
+
+// close sends nothing more from its return on: every frame is refused for
+// reason why.
+func (t *transmitter) close(why ndiscore.DropReason) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fd, t.shut = -1, why
 }
 
 // sendResult is what a batch met with that concerns more than its frames.
@@ -205,6 +252,12 @@ type sendResult struct {
 func (t *transmitter) send(b *ndiscore.Batch) (res sendResult) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.shut != ndiscore.DropNone {
+		for i := range b.Frames {
+			b.Status[i] = t.shut
+		}
+		return res
+	}
 	msgs, vectors := 0, 0
 	for i, f := range b.Frames {
 		b.Status[i] = ndiscore.DropNone
@@ -223,6 +276,7 @@ func (t *transmitter) send(b *ndiscore.Batch) (res sendResult) {
 	}
 	t.flush(b, msgs, &res)
 	clear(t.vectors[:vectors]) // let go of others' memory
+	t.progress.Add(b)
 	return res
 }
 

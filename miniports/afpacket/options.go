@@ -9,10 +9,11 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// Limits of ring_mib.
+// Limits of ring_mib and queues.
 const (
 	defaultRing = 8
 	maxRing     = 256
+	maxQueues   = 16
 )
 
 // Options are the keys of an adapter with driver = "afpacket".
@@ -26,12 +27,15 @@ type Options struct {
 	// Shared allows an interface that carries IP addresses of the kernel.
 	Shared bool `toml:"shared"`
 	// RingMiB is how much memory the kernel may fill with received frames that
-	// we have not taken yet.
+	// we have not taken yet. Several queues share it, with at least 1 MiB each.
 	RingMiB int `toml:"ring_mib"`
+	// Queues is by how many sockets, each with a goroutine that receives, the
+	// interface is served. A flow keeps to one of them.
+	Queues int `toml:"queues"`
 }
 
 // NewOptions holds the defaults.
-func NewOptions() *Options { return &Options{RingMiB: defaultRing} }
+func NewOptions() *Options { return &Options{RingMiB: defaultRing, Queues: 1} }
 
 // Validate returns one error per bad key.
 func (o *Options) Validate() error {
@@ -44,6 +48,9 @@ func (o *Options) Validate() error {
 	}
 	if o.RingMiB < 1 || o.RingMiB > maxRing {
 		bad("ring_mib", "%d is out of range: 1 to %d", o.RingMiB, maxRing)
+	}
+	if o.Queues < 1 || o.Queues > maxQueues {
+		bad("queues", "%d is out of range: 1 to %d", o.Queues, maxQueues)
 	}
 	return errors.Join(errs...)
 }

@@ -58,17 +58,103 @@ func realStep(what string, f func() error) error {
 
 // socket is a bound AF_PACKET socket with its receive ring.
 type socket struct {
-	fd    int
-	index int
-	ring  []byte
-	slots [][]byte
+	fd      int
+	index   int
+	grouped bool // member of a fanout group
+	ring    []byte
+	slots   [][]byte
 }
 
-// openSocket opens a socket on the interface of ns. It is made deaf (protocol 0)
-// and bound last: a socket made with a protocol hears every interface until it
-// is bound.
-func openSocket(do step, ns *netdev.Namespace, link netdev.LinkInfo, ringMiB int) (s *socket, err error) {
-	s = &socket{fd: -1, index: link.Index}
+// openSockets opens one socket per queue on interface number index of ns, with
+// rings for packets of mtu bytes, deaf until hear. Several of them form a fanout
+// group.
+//
+// The group is PACKET_FANOUT_HASH, by the kernel's symmetric flow hash: a flow
+// stays with its queue. It is without PACKET_FANOUT_FLAG_ROLLOVER: that would
+// pass on what does not fit into a queue's ring to another queue, where it
+// overtakes what waits in the first. A queue that is too slow drops, as a single
+// one does.
+func openSockets(do step, ns *netdev.Namespace, index, mtu, queues, ringMiB int) (socks []*socket, err error) {
+	defer func() {
+		if err != nil {
+			for _, s := range socks {
+				s.close()
+			}
+			socks = nil
+		}
+	}()
+	for range queues {
+		s, err := openSocket(do, ns, index, mtu, max(1, ringMiB/queues))
+		if err != nil {
+			return socks, err
+		}
+		socks = append(socks, s)
+		if queues == 1 {
+			return socks, nil
+		}
+		err = do("join the fanout group", func() error { return s.join(socks[0]) })
+		if err != nil {
+			return socks, err
+		}
+	}
+	return socks, nil
+}
+
+// join puts the socket into the fanout group of first, which may be itself: then
+// it makes a group with a number that nobody else has (FLAG_UNIQUEID). The
+// kernel does not heed a member's PACKET_IGNORE_OUTGOING, but the group's own
+// flag, and before Linux 6.0 not that either; see hear.
+func (s *socket) join(first *socket) error {
+	const kind = unix.PACKET_FANOUT_HASH | unix.PACKET_FANOUT_FLAG_IGNORE_OUTGOING
+	how := kind | unix.PACKET_FANOUT_FLAG_UNIQUEID
+	if s != first {
+		group, err := unix.GetsockoptInt(first.fd, unix.SOL_PACKET, unix.PACKET_FANOUT)
+		if err != nil {
+			return err
+		}
+		how = kind<<16 | group&0xffff
+	} else {
+		how <<= 16
+	}
+	s.grouped = true
+	return unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_FANOUT, how)
+}
+
+// Filters of a socket, in classic BPF.
+var (
+	hearNothing = []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}
+	// hearArriving takes what is not PACKET_OUTGOING whole.
+	hearArriving = []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 0xfffff000 + 4}, // SKF_AD_OFF + SKF_AD_PKTTYPE
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.PACKET_OUTGOING, Jt: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+		{Code: unix.BPF_RET | unix.BPF_K},
+	}
+)
+
+// filter has the socket take only what f lets through.
+func (s *socket) filter(f []unix.SockFilter) error {
+	return unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]})
+}
+
+// deafen keeps further frames out of the ring.
+func (s *socket) deafen() error { return s.filter(hearNothing) }
+
+// hear lets them in again. A kernel that does not know the fanout flag does not
+// say so, hence the filter for what we sent ourselves.
+func (s *socket) hear() error {
+	if s.grouped {
+		return s.filter(hearArriving)
+	}
+	return unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+}
+
+// openSocket opens a socket on the interface of ns. It is made without a
+// protocol, and bound last: a socket made with one hears every interface until
+// it is bound. It is deaf even then: one that is to join a fanout group would
+// hear what the group hears until it has joined.
+func openSocket(do step, ns *netdev.Namespace, index, mtu, ringMiB int) (s *socket, err error) {
+	s = &socket{fd: -1, index: index}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -85,6 +171,9 @@ func openSocket(do step, ns *netdev.Namespace, link netdev.LinkInfo, ringMiB int
 		return s, fmt.Errorf("%w: it needs CAP_NET_RAW in the interface's network namespace: run as root, or setcap cap_net_raw,cap_net_admin+ep", err)
 	}
 	if err != nil {
+		return s, err
+	}
+	if err = do("set SO_ATTACH_FILTER", s.deafen); err != nil {
 		return s, err
 	}
 	for _, o := range []struct {
@@ -110,11 +199,11 @@ func openSocket(do step, ns *netdev.Namespace, link netdev.LinkInfo, ringMiB int
 	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 	}
-	if err = s.makeRing(do, slotLength(link.MTU), ringMiB); err != nil {
+	if err = s.makeRing(do, slotLength(mtu), ringMiB); err != nil {
 		return s, err
 	}
 	err = do("bind to the interface", func() error {
-		return unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: bits.ReverseBytes16(unix.ETH_P_ALL), Ifindex: link.Index})
+		return unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: bits.ReverseBytes16(unix.ETH_P_ALL), Ifindex: index})
 	})
 	if errors.Is(err, unix.ENODEV) {
 		err = fmt.Errorf("%w: it vanished meanwhile: %w", err, ndiscore.ErrDeviceAbsent)
@@ -166,14 +255,35 @@ func (s *socket) hardware() (uint16, error) {
 	return ll.Hatype, nil
 }
 
-// membership joins or leaves one of PACKET_MR_PROMISC and PACKET_MR_ALLMULTI.
-// The kernel counts memberships, and drops this socket's when it is closed.
-func (s *socket) membership(kind uint16, join bool) error {
+// membership is what a socket has the interface receive beyond its own unicast
+// and broadcast.
+type membership struct {
+	kind  uint16       // PACKET_MR_PROMISC, _ALLMULTI or _MULTICAST
+	group ndiscore.MAC // of the last one
+}
+
+func (m membership) String() string {
+	switch m.kind {
+	case unix.PACKET_MR_PROMISC:
+		return "promiscuous mode"
+	case unix.PACKET_MR_ALLMULTI:
+		return "all-multicast mode"
+	}
+	return "group " + m.group.String()
+}
+
+// change joins or leaves. The kernel counts memberships, and drops this socket's
+// when it is closed.
+func (s *socket) change(m membership, join bool) error {
 	option := unix.PACKET_DROP_MEMBERSHIP
 	if join {
 		option = unix.PACKET_ADD_MEMBERSHIP
 	}
-	err := unix.SetsockoptPacketMreq(s.fd, unix.SOL_PACKET, option, &unix.PacketMreq{Ifindex: int32(s.index), Type: kind})
+	r := &unix.PacketMreq{Ifindex: int32(s.index), Type: m.kind}
+	if m.kind == unix.PACKET_MR_MULTICAST {
+		r.Alen = uint16(copy(r.Address[:], m.group[:]))
+	}
+	err := unix.SetsockoptPacketMreq(s.fd, unix.SOL_PACKET, option, r)
 	if !join && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENODEV)) {
 		return nil // gone with the interface
 	}

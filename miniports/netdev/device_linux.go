@@ -21,6 +21,18 @@ func Flags(fd int, name string) (uint16, error) {
 	return r.Uint16(), nil
 }
 
+// MTU reads an interface's MTU in bytes through fd, a socket in its namespace.
+func MTU(fd int, name string) (int, error) {
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFMTU, r); err != nil {
+		return 0, err
+	}
+	return int(r.Uint32()), nil
+}
+
 // ethtoolRequest is struct ifreq with a pointer to a struct ethtool_cmd
 // (linux/ethtool.h) in its union.
 type ethtoolRequest struct {

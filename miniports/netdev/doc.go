@@ -16,6 +16,8 @@
 //   - A Watcher's goroutine calls the callbacks itself, one after another, in
 //     the order of the kernel's events. A callback must not block and must not
 //     close its own subscription.
+//   - A Watcher never ends by an error: it opens another socket, and says
+//     meanwhile that it knows nothing (LinkInfo.Lost).
 //   - A Loop's goroutine is the miniport's; the Loop starts none. It sleeps in
 //     the Go netpoller and polls a short, adaptive while before it sleeps.
 //   - A Slab is pooled memory for one batch, held only while awake.

@@ -76,6 +76,18 @@ func (n *Namespace) String() string {
 	return fmt.Sprintf("network namespace %q", n.spec)
 }
 
+// Dup is the namespace once more, to be closed on its own.
+func (n *Namespace) Dup() (*Namespace, error) {
+	fd, err := unix.FcntlInt(uintptr(n.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("hold %s: %w", n, err)
+	}
+	return &Namespace{fd: fd, id: n.id, spec: n.spec}, nil
+}
+
+// Same reports whether both are the same namespace.
+func (n *Namespace) Same(o *Namespace) bool { return n.id == o.id }
+
 // FD is the namespace's descriptor, still owned by n.
 func (n *Namespace) FD() int { return n.fd }
 

@@ -22,6 +22,11 @@ const (
 	// watchSocketBuffer is asked for; the kernel may give less. What does not
 	// fit comes as ENOBUFS and costs a dump.
 	watchSocketBuffer = 1 << 20
+
+	// How long to wait before the socket is opened once more, at first and at
+	// most.
+	watchRetry    = 100 * time.Millisecond
+	watchRetryMax = 5 * time.Second
 )
 
 // LinkInfo is the state of one network interface.
@@ -41,6 +46,10 @@ type LinkInfo struct {
 	Moved      bool
 	MovedTo    int
 	MovedIndex int
+
+	// Lost says why the interface cannot be followed at the moment; the rest is
+	// what was known before. Empty again when it can.
+	Lost string
 }
 
 // Watchers hands out one Watcher per network namespace in use. The zero value
@@ -55,18 +64,13 @@ func (s *Watchers) Get(ns *Namespace) (*Watcher, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if w := s.open[ns.id]; w != nil {
-		select {
-		case <-w.stopped: // by an error: its users have it still, nobody else is to
-		default:
-			w.users++
-			return w, nil
-		}
+		w.users++
+		return w, nil
 	}
-	w, err := startWatcher(ns)
+	w, err := startWatcher(s, ns)
 	if err != nil {
 		return nil, err
 	}
-	w.registry, w.id, w.users = s, ns.id, 1
 	if s.open == nil {
 		s.open = make(map[namespaceID]*Watcher)
 	}
@@ -76,21 +80,25 @@ func (s *Watchers) Get(ns *Namespace) (*Watcher, error) {
 
 // Watcher follows the links of one network namespace by rtnetlink. Its state is
 // a dump plus the events since; when the kernel says that events were lost, it
-// dumps again and tells its subscribers of the differences.
+// dumps again and tells its subscribers of the differences. When its socket
+// fails it opens another one, and says meanwhile that it knows nothing.
 type Watcher struct {
 	registry *Watchers
-	id       namespaceID
 	users    int // guarded by registry.mu
 
-	sock    *os.File
-	raw     syscall.RawConn
-	stopped chan struct{} // closed when the goroutine has ended
+	ns      *Namespace
+	connect func(*Namespace) (*os.File, error) // opens a socket there; a test's own
+	stopped chan struct{}                      // closed when the goroutine has ended
+	kick    chan struct{}                      // of one: interrupts a wait without a socket
 
 	// Requests to the goroutine: it owns everything below.
 	mu     sync.Mutex
 	asked  []func()
 	closed bool
+	sock   *os.File // nil while there is none; only the goroutine sets it
 
+	raw     syscall.RawConn // of sock
+	failed  int             // times in a row that the socket failed
 	links   map[int]*link
 	byName  map[string]*link
 	awaits  map[*await]struct{}
@@ -121,7 +129,34 @@ type Subscription struct {
 	call func(LinkInfo)
 }
 
-func startWatcher(ns *Namespace) (*Watcher, error) {
+func startWatcher(s *Watchers, ns *Namespace) (*Watcher, error) {
+	own, err := ns.Dup()
+	if err != nil {
+		return nil, err
+	}
+	w := &Watcher{
+		registry: s,
+		users:    1,
+		ns:       own,
+		connect:  connectLinks,
+		stopped:  make(chan struct{}),
+		kick:     make(chan struct{}, 1),
+		links:    make(map[int]*link),
+		byName:   make(map[string]*link),
+		awaits:   make(map[*await]struct{}),
+		touched:  make(map[int]struct{}),
+		buf:      make([]byte, watchBuffer),
+	}
+	if err := w.open(); err != nil {
+		own.Close()
+		return nil, err
+	}
+	go w.run() // ends in Release; blocks on the netlink socket
+	return w, nil
+}
+
+// connectLinks opens a netlink socket in ns that hears of its links.
+func connectLinks(ns *Namespace) (*os.File, error) {
 	var fd int
 	err := ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
@@ -138,22 +173,7 @@ func startWatcher(ns *Namespace) (*Watcher, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("listen for link events in %s: %w", ns, err)
 	}
-	w := &Watcher{
-		sock:    os.NewFile(uintptr(fd), "netlink"),
-		stopped: make(chan struct{}),
-		links:   make(map[int]*link),
-		byName:  make(map[string]*link),
-		awaits:  make(map[*await]struct{}),
-		touched: make(map[int]struct{}),
-		buf:     make([]byte, watchBuffer),
-	}
-	w.raw, err = w.sock.SyscallConn()
-	if err != nil {
-		w.sock.Close()
-		return nil, fmt.Errorf("watch links in %s: %w", ns, err)
-	}
-	go w.run() // ends in Release; blocks on the netlink socket
-	return w, nil
+	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
 // Release gives the watcher back; the last user's release ends it. Not from a
@@ -162,8 +182,8 @@ func (w *Watcher) Release() {
 	w.registry.mu.Lock()
 	w.users--
 	last := w.users == 0
-	if last && w.registry.open[w.id] == w {
-		delete(w.registry.open, w.id)
+	if last {
+		delete(w.registry.open, w.ns.id)
 	}
 	w.registry.mu.Unlock()
 	if !last {
@@ -174,7 +194,7 @@ func (w *Watcher) Release() {
 	w.mu.Unlock()
 	w.wake()
 	<-w.stopped
-	w.sock.Close()
+	w.ns.Close()
 }
 
 // Subscribe follows the interface that has this name now, also when it is
@@ -254,7 +274,7 @@ func (w *Watcher) Await(ctx context.Context, match func(LinkInfo) bool) (LinkInf
 		_ = w.do(func() { delete(w.awaits, a) })
 		return LinkInfo{}, ctx.Err()
 	case <-w.stopped:
-		return LinkInfo{}, w.ended()
+		return LinkInfo{}, errEnded
 	}
 }
 
@@ -281,40 +301,122 @@ func (w *Watcher) do(f func()) error {
 		case <-done:
 			return nil
 		default:
-			return w.ended()
+			return errEnded
 		}
 	}
 }
 
-func (w *Watcher) ended() error {
-	if w.err != nil {
-		return fmt.Errorf("link watcher: %w", w.err)
+var errEnded = fmt.Errorf("link watcher: %w", os.ErrClosed)
+
+// wake interrupts the goroutine's wait.
+func (w *Watcher) wake() {
+	select {
+	case w.kick <- struct{}{}:
+	default:
 	}
-	return fmt.Errorf("link watcher: %w", os.ErrClosed)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sock != nil {
+		_ = w.sock.SetReadDeadline(time.Unix(1, 0)) // fails only on a closed one
+	}
 }
 
-// wake interrupts the goroutine's wait for the socket.
-func (w *Watcher) wake() { _ = w.sock.SetReadDeadline(time.Unix(1, 0)) }
+// open makes the socket.
+func (w *Watcher) open() error {
+	sock, err := w.connect(w.ns)
+	if err != nil {
+		return err
+	}
+	if w.raw, err = sock.SyscallConn(); err != nil {
+		sock.Close()
+		return fmt.Errorf("watch links in %s: %w", w.ns, err)
+	}
+	w.mu.Lock()
+	w.sock = sock
+	w.mu.Unlock()
+	return nil
+}
 
-// run is the watcher's goroutine: read everything, then do what was asked, then
-// wait.
+// shut closes it.
+func (w *Watcher) shut() {
+	w.mu.Lock()
+	sock := w.sock
+	w.sock = nil
+	w.mu.Unlock()
+	if sock != nil {
+		sock.Close()
+	}
+}
+
+// run is the watcher's goroutine. A socket that fails is replaced at once; if
+// that is of no use, again and again, more and more slowly, and everybody is
+// told that nothing is known for now.
 func (w *Watcher) run() {
 	defer close(w.stopped)
+	defer w.shut()
+	for {
+		err := w.listen()
+		if err == nil {
+			return
+		}
+		w.shut()
+		if w.failed++; w.failed == 1 {
+			continue
+		}
+		for _, l := range w.links {
+			if l.Lost != err.Error() {
+				l.Lost = err.Error()
+				l.notify()
+			}
+		}
+		if w.rest(min(watchRetry<<min(w.failed-2, 10), watchRetryMax)) {
+			return
+		}
+	}
+}
+
+// rest waits, does what is asked meanwhile, and reports whether the watcher is
+// to end.
+func (w *Watcher) rest(d time.Duration) (end bool) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		if w.serve() {
+			return true
+		}
+		select {
+		case <-w.kick:
+		case <-t.C:
+			return false
+		}
+	}
+}
+
+// listen works until the watcher is to end, or returns why the socket failed:
+// read everything, then do what was asked, then wait.
+func (w *Watcher) listen() error {
+	if w.sock == nil {
+		if err := w.open(); err != nil {
+			return err
+		}
+	}
+	w.err = nil
 	w.dump()
 	for {
 		err := w.raw.Read(func(fd uintptr) bool {
-			w.err = w.drain(int(fd))
-			return w.err != nil || w.serve()
+			if w.err == nil {
+				w.err = w.drain(int(fd))
+			}
+			return w.err != nil || w.serve() || w.err != nil
 		})
 		if w.err != nil {
-			return
+			return fmt.Errorf("link watcher: %w", w.err)
 		}
 		if err == nil { // serve saw that it is over
-			return
+			return nil
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			w.err = err
-			return
+			return fmt.Errorf("link watcher: %w", err)
 		}
 		_ = w.sock.SetReadDeadline(time.Time{}) // before the next look at what is asked
 	}
@@ -454,7 +556,7 @@ func (w *Watcher) update(m *linkMessage) {
 	}
 	now.Up = m.flags&unix.IFF_UP != 0
 	now.Running = m.flags&running == running
-	now.MAC, now.MTU = m.mac, m.mtu
+	now.MAC, now.MTU, now.Lost = m.mac, m.mtu, ""
 	if known && now == l.LinkInfo {
 		return
 	}
@@ -490,7 +592,7 @@ func (w *Watcher) remove(l *link) {
 // sweep ends a dump: what it did not list is gone.
 func (w *Watcher) sweep() {
 	done := w.dumping
-	w.dumping = 0
+	w.dumping, w.failed = 0, 0
 	if w.stale {
 		return
 	}

@@ -279,3 +279,42 @@ func BenchmarkWatcherEvent(b *testing.B) {
 		}
 	}
 }
+
+// A watcher whose socket fails opens another one, and tells everybody that it
+// knows nothing only when that takes long. What happened meanwhile comes out.
+func TestWatcherHeals(t *testing.T) {
+	x := newWatched(t, new(netdev.Watchers))
+	<-x.seen
+	broken := errors.New("broken on purpose")
+	if err := netdev.Break(x.w, broken, 0); err != nil {
+		t.Fatal(err)
+	}
+	x.a.SetMTU("eth0", 2000)
+	x.until(t, "MTU after a failure", func(i netdev.LinkInfo) bool {
+		if i.Lost != "" {
+			t.Errorf("told that it is lost: %s", i.Lost)
+		}
+		return i.MTU == 2000
+	})
+	for round := range 2 {
+		if err := netdev.Break(x.w, broken, 3); err != nil {
+			t.Fatal(err)
+		}
+		x.until(t, "loss", func(i netdev.LinkInfo) bool { return i.Lost == broken.Error() && i.Up })
+		if i, ok, err := x.w.Lookup("eth0"); err != nil || !ok || i.Lost == "" {
+			t.Errorf("while it is lost: %+v, %v, %v", i, ok, err)
+		}
+		x.a.SetMTU("eth0", 3000+round)
+		x.until(t, "return", func(i netdev.LinkInfo) bool { return i.Lost == "" && i.MTU == 3000+round })
+	}
+	if err := netdev.Break(x.w, broken, 3); err != nil {
+		t.Fatal(err)
+	}
+	x.until(t, "loss", func(i netdev.LinkInfo) bool { return i.Lost != "" })
+	x.a.Delete("eth0")
+	x.until(t, "deletion that nobody told of", func(i netdev.LinkInfo) bool { return i.Deleted })
+	// And one that never comes back ends when it is released.
+	if err := netdev.Break(x.w, broken, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -30,12 +30,23 @@
 //   - RTM_DELLINK while TUNGETIFF still answers: it was moved to another
 //     network namespace, where it goes on working; see follower.
 //
+// Queues. Each is a descriptor with a receive goroutine; a worker sends through
+// the one of its own number. The kernel remembers by which queue it got a flow
+// and answers by the same one, so a flow keeps its queue both ways. TCP through
+// two devices, one queue and two in turns in one run on two CPUs, medians, ahead
+// of other load (SCHED_RR): one flow 0.97 times the throughput, eight flows 1.24
+// times (beside other load). A queue costs 23 KiB while it is idle.
+//
+// Reset attaches new descriptors and closes the old ones. Where there can be
+// only one at a time the device is made persistent meanwhile. Sleep
+// (OIDPnPSetPower) takes the carrier from the kernel's end (TUNSETCARRIER).
+//
 // Memory: frames are read one behind the other into a slab of 512 KiB, which is
 // borrowed from a pool shared by all TAP adapters when the receive goroutine
 // wakes up and given back before it sleeps. What is indicated is borrowed from
 // the slab.
 //
-// Goroutines: the receive goroutine, from Restart to Pause, waits for the
+// Goroutines: a receive goroutine per queue, from Restart to Pause, waits for the
 // device; the follower, while the device is in a foreign namespace, for its
-// ticker. The send queue's lock is a leaf, held for one batch's system calls.
+// ticker. A send queue's lock is a leaf, held for one batch's system calls.
 package tap

@@ -2,6 +2,7 @@ package tap
 
 import (
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -10,7 +11,7 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// receiver is the receive queue. It belongs to the receive goroutine.
+// receiver is one receive queue. It belongs to its receive goroutine.
 type receiver struct {
 	a      *adapter
 	h      ndiscore.AdapterHandle
@@ -20,6 +21,7 @@ type receiver struct {
 	worker *ndiscore.Worker
 	batch  *ndiscore.Batch
 	frames [ndiscore.BatchFrames]ndiscore.Frame
+	taken  atomic.Uint64 // frames, for people
 }
 
 var _ netdev.Source = (*receiver)(nil)
@@ -62,6 +64,7 @@ func (r *receiver) Receive() (taken int, err error) {
 		b.Append(f)
 	}
 	if len(b.Frames) > 0 {
+		r.taken.Add(uint64(len(b.Frames)))
 		r.h.IndicateReceive(b)
 	}
 	return taken, err
@@ -84,23 +87,50 @@ func (r *receiver) Sleep() {
 	}
 }
 
+// discard throws away what waits in the queue behind fd and returns how many
+// frames it was. Nobody else may be reading.
+func discard(fd int) (n uint64) {
+	var b [64]byte // the kernel cuts off the rest
+	for {
+		_, err := unix.Read(fd, b[:])
+		switch err {
+		case nil:
+			n++
+		case unix.EINTR:
+		default:
+			return n
+		}
+	}
+}
+
 // maxVectors is UIO_MAXIOV, the most pieces that one frame may have.
 const maxVectors = 1024
 
-// transmitter is the send queue. Its lock is a leaf, held for the system calls
+// transmitter is one send queue. Its lock is a leaf, held for the system calls
 // of one batch.
 type transmitter struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards all but progress
 	fd      int
+	shut    ndiscore.DropReason // why it sends nothing; DropNone while it does
 	header  [netdev.VnetHeader]byte
 	vectors [maxVectors]unix.Iovec
+
+	progress netdev.Progress
 }
 
-// use sends through fd from now on; with -1 every send fails.
+// use sends through fd from now on.
 func (t *transmitter) use(fd int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.fd = fd
+	t.fd, t.shut = fd, ndiscore.DropNone
+}
+
+// close sends nothing more from its return on: every frame is refused for
+// reason why.
+func (t *transmitter) close(why ndiscore.DropReason) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fd, t.shut = -1, why
 }
 
 // send transmits b, fills b.Status and returns the last error that concerns
@@ -108,6 +138,12 @@ func (t *transmitter) use(fd int) {
 func (t *transmitter) send(b *ndiscore.Batch) (trouble unix.Errno) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.shut != ndiscore.DropNone {
+		for i := range b.Frames {
+			b.Status[i] = t.shut
+		}
+		return 0
+	}
 	most := 0
 	for i, f := range b.Frames {
 		b.Status[i] = ndiscore.DropNone
@@ -131,6 +167,7 @@ func (t *transmitter) send(b *ndiscore.Batch) (trouble unix.Errno) {
 		}
 	}
 	clear(t.vectors[:most]) // let go of others' memory
+	t.progress.Add(b)
 	return trouble
 }
 

@@ -11,10 +11,13 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// Limits of mtu: the least that IPv4 allows, and what the kernel's driver takes.
+// Limits of mtu, the least that IPv4 allows and what the kernel's driver takes,
+// and of queues.
 const (
 	minMTU = 68
 	maxMTU = 65535 - ndiscore.EthernetHeader
+
+	maxQueues = 16
 )
 
 // Options are the keys of an adapter with driver = "tap".
@@ -35,7 +38,9 @@ type Options struct {
 	// Persist leaves the device in place when the adapter is removed. A device
 	// that was persistent before stays so in any case.
 	Persist bool `toml:"persist"`
-	// Queues is how many queues the device has. Only 1 so far.
+	// Queues is how many queues the device has, each with a goroutine that
+	// receives. A device that is there already must have been made for several
+	// if this is more than 1.
 	Queues int `toml:"queues"`
 }
 
@@ -65,8 +70,8 @@ func (o *Options) Validate() error {
 			bad("mac", "%s cannot be the address of one station", o.MAC)
 		}
 	}
-	if o.Queues != 1 {
-		bad("queues", "%d: only 1 is supported", o.Queues)
+	if o.Queues < 1 || o.Queues > maxQueues {
+		bad("queues", "%d is out of range: 1 to %d", o.Queues, maxQueues)
 	}
 	return errors.Join(errs...)
 }

@@ -31,6 +31,7 @@ type port struct {
 	lab    *lab.Lab
 	host   *lab.Host
 	r      *netdevtest.Running
+	worker *ndiscore.Worker
 	frames chan frame // a copy of everything received
 }
 
@@ -58,6 +59,7 @@ func newPort(t testing.TB, change func(*tap.Options)) *port {
 		change(o)
 	}
 	p.r = netdevtest.Start(t, tap.Driver(zaptest.NewLogger(t)), o, netdevtest.NewHandle("lan0", p.take))
+	p.worker = p.r.Handle.NewWorker(99)
 	return p
 }
 
@@ -74,7 +76,12 @@ func (p *port) take(b *ndiscore.Batch) {
 }
 
 func (p *port) send(frames ...*ndiscore.Frame) []ndiscore.DropReason {
-	b := ndiscore.NewBatch(nil)
+	return p.sendOn(p.worker, frames...)
+}
+
+// sendOn is send by the goroutine of w.
+func (p *port) sendOn(w *ndiscore.Worker, frames ...*ndiscore.Frame) []ndiscore.DropReason {
+	b := ndiscore.NewBatch(w)
 	b.Borrowed = true
 	for _, f := range frames {
 		b.Append(f)
@@ -341,49 +348,91 @@ func TestOptionsAreSet(t *testing.T) {
 	}
 }
 
-// A device that somebody moves to another namespace still works there.
-func TestMoved(t *testing.T) {
-	lab.CheckLeaks(t)
-	p := newPort(t, nil)
-	there := p.lab.Host("there")
-	l, err := p.host.Netlink().LinkByName("tap0")
+// move takes an interface of one host to another, where it is down.
+func move(t *testing.T, from *lab.Host, name string, to *lab.Host) {
+	t.Helper()
+	l, err := from.Netlink().LinkByName(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = there.Do(func() error {
+	err = to.Do(func() error {
 		ns, err := netdev.OpenNamespace("/proc/thread-self/ns/net")
 		if err != nil {
 			return err
 		}
 		defer ns.Close()
-		return p.host.Netlink().LinkSetNsFd(l, ns.FD())
+		return from.Netlink().LinkSetNsFd(l, ns.FD())
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := p.r.Handle
-	h.WaitLink(t, ndiscore.MediaDisconnected) // moving sets it down
-	there.Up("tap0")
-	h.WaitLink(t, ndiscore.MediaConnected)
-	raw, err := there.OpenRaw("tap0", lab.RawOptions{})
-	if err != nil {
-		t.Fatal(err)
+}
+
+// A device that somebody moves to another namespace works there as at home, link
+// and MTU are followed, a reset finds it, and it may come home and leave again.
+// Its deletion is a surprise removal wherever it is.
+func TestMoved(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		queues int
+		end    string // where it is deleted
+	}{
+		{"deleted there", 1, "there"},
+		{"deleted at home", 1, "home"},
+		{"several queues", 2, "there"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			lab.CheckLeaks(t)
+			p := newPort(t, func(o *tap.Options) { o.Queues = c.queues })
+			there := p.lab.Host("there")
+			h := p.r.Handle
+			works := func(at *lab.Host, mark byte) {
+				t.Helper()
+				h.WaitLink(t, ndiscore.MediaDisconnected) // moving sets it down
+				at.Up("tap0")
+				h.WaitLink(t, ndiscore.MediaConnected)
+				mtu := 2000 + int(mark)
+				at.SetMTU("tap0", mtu)
+				h.WaitAttributes(t, ndiscore.MAC{}, mtu)
+				raw, err := at.OpenRaw("tap0", lab.RawOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer raw.Close()
+				if got := p.send(test(60, mark)); got[0] != ndiscore.DropNone {
+					t.Errorf("send: %v", got)
+				}
+				if _, err := raw.Recv(t.Context(), func(f lab.RawFrame) bool { return f.Data[11] == mark }); err != nil {
+					t.Error(err)
+				}
+				if err := raw.Send(test(60, mark+1).Head); err != nil {
+					t.Fatal(err)
+				}
+				p.await(t, "frame", func(f frame) bool { return f.data[11] == mark+1 })
+			}
+			move(t, p.host, "tap0", there)
+			works(there, 10)
+			if _, err := p.r.Adapter.(ndiscore.Resetter).Reset(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			there.Down("tap0")
+			works(there, 20)
+			move(t, there, "tap0", p.host)
+			works(p.host, 30)
+			if h.Vanished() != 0 || len(h.Removed()) != 0 {
+				t.Error("moved was taken for gone")
+			}
+			at := p.host
+			if c.end == "there" {
+				move(t, p.host, "tap0", there)
+				works(there, 40)
+				at = there
+			}
+			at.Delete("tap0")
+			h.WaitVanished(t)
+			p.r.StopFor(ndiscore.HaltSurpriseRemoved)
+		})
 	}
-	if got := p.send(test(60, 7)); got[0] != ndiscore.DropNone {
-		t.Errorf("send: %v", got)
-	}
-	if _, err := raw.Recv(t.Context(), func(f lab.RawFrame) bool { return f.Data[11] == 7 }); err != nil {
-		t.Error(err)
-	}
-	if err := raw.Send(test(60, 8).Head); err != nil {
-		t.Fatal(err)
-	}
-	p.await(t, "frame", func(f frame) bool { return f.data[11] == 8 })
-	if h.Vanished() != 0 {
-		t.Error("moved was taken for gone")
-	}
-	there.Delete("tap0")
-	h.WaitVanished(t)
 }
 
 func TestRefusals(t *testing.T) {
@@ -391,9 +440,12 @@ func TestRefusals(t *testing.T) {
 	l, h := newHost(t)
 	l.Veth(h, "veth0", l.Host("far"), "eth0", lab.VethOptions{})
 	persistent(t, h, "busy0")
-	other := options(h)
-	other.Interface = "busy0"
-	netdevtest.Start(t, tap.Driver(zap.NewNop()), other, netdevtest.NewHandle("other", nil))
+	persistent(t, h, "single0")
+	for name, queues := range map[string]int{"busy0": 1, "many0": 2} {
+		other := options(h)
+		other.Interface, other.Queues = name, queues
+		netdevtest.Start(t, tap.Driver(zap.NewNop()), other, netdevtest.NewHandle("other", nil))
+	}
 	start := func(change func(*tap.Options)) error {
 		o := options(h)
 		change(o)
@@ -412,8 +464,10 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"name taken", func(o *tap.Options) { o.Interface = "veth0" }, `tap lan0: device veth0: look for the device: the name "veth0" is taken by an interface of kind "veth"`},
 		{"in use", func(o *tap.Options) { o.Interface = "busy0" }, "another process is attached"},
+		{"in use by several queues", func(o *tap.Options) { o.Interface = "many0" }, "attached to it, by 2 queues"},
+		{"made for one queue", func(o *tap.Options) { o.Interface, o.Queues = "single0", 2 }, "was made for one queue"},
 		{"no such namespace", func(o *tap.Options) { o.Netns = "nowhere" }, `network namespace "nowhere" does not exist`},
-		{"options", func(o *tap.Options) { o.MTU, o.MAC, o.Queues, o.Interface = 1, "x", 2, strings.Repeat("x", 16) }, "mtu: 1 is out of range"},
+		{"options", func(o *tap.Options) { o.MTU, o.MAC, o.Queues, o.Interface = 1, "x", 17, strings.Repeat("x", 16) }, "mtu: 1 is out of range"},
 		{"group address", func(o *tap.Options) { o.MAC = "01:00:00:00:00:01" }, "mac: 01:00:00:00:00:01 cannot be"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -426,7 +480,7 @@ func TestRefusals(t *testing.T) {
 		})
 	}
 	o := options(h)
-	o.MTU, o.MAC, o.Queues, o.Interface = 1, "x", 2, strings.Repeat("x", 16)
+	o.MTU, o.MAC, o.Queues, o.Interface = 1, "x", 17, strings.Repeat("x", 16)
 	if n := len(o.Validate().(interface{ Unwrap() []error }).Unwrap()); n != 4 {
 		t.Errorf("%d errors for 4 bad keys", n)
 	}
@@ -434,12 +488,20 @@ func TestRefusals(t *testing.T) {
 
 // Let the Nth step fail, then the next, until all pass: nothing may be left.
 func TestEachStepFails(t *testing.T) {
+	for _, queues := range []int{1, 3} {
+		t.Run(fmt.Sprintf("queues=%d", queues), func(t *testing.T) { testEachStepFails(t, queues) })
+	}
+}
+
+func testEachStepFails(t *testing.T, queues int) {
 	lab.CheckLeaks(t)
 	_, h := newHost(t)
+	o := options(h)
+	o.Queues = queues
 	broken := errors.New("broken on purpose")
 	for n := 1; ; n++ {
 		count := 0
-		a, err := tap.NewWithSteps("lan0", *options(h), func(what string, f func() error) error {
+		a, err := tap.NewWithSteps("lan0", *o, func(what string, f func() error) error {
 			if count++; count == n {
 				return fmt.Errorf("%s: %w", what, broken)
 			}

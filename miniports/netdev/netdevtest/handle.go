@@ -24,12 +24,14 @@ type Handle struct {
 	received atomic.Uint64
 	dropped  [256]atomic.Uint64
 
-	mu       sync.Mutex
-	statuses []ndiscore.LinkState
-	removed  []string // why, of Remove
-	vanished []string // why, of SurpriseRemove
-	sent     int      // SendComplete calls
-	changed  chan struct{}
+	mu         sync.Mutex // guards all below
+	statuses   []ndiscore.LinkState
+	attributes []ndiscore.AttributesChange
+	resets     []string // why, of Reset
+	removed    []string // why, of Remove
+	vanished   []string // why, of SurpriseRemove
+	sent       int      // SendComplete calls
+	changed    chan struct{}
 }
 
 var _ ndiscore.AdapterHandle = (*Handle)(nil)
@@ -64,10 +66,34 @@ func (h *Handle) SendComplete(*ndiscore.Batch) { h.note(func() { h.sent++ }) }
 
 // IndicateStatus implements ndiscore.AdapterHandle.
 func (h *Handle) IndicateStatus(s ndiscore.Status) {
-	if l, ok := s.(ndiscore.LinkState); ok {
-		h.note(func() { h.statuses = append(h.statuses, l) })
+	switch s := s.(type) {
+	case ndiscore.LinkState:
+		h.note(func() { h.statuses = append(h.statuses, s) })
+	case ndiscore.AttributesChange:
+		h.note(func() { h.attributes = append(h.attributes, s) })
 	}
 }
+
+// Reset implements ndiscore.AdapterHandle.
+func (h *Handle) Reset(why string) { h.note(func() { h.resets = append(h.resets, why) }) }
+
+// SetSecondary implements ndiscore.AdapterHandle: there are no bundles here.
+func (h *Handle) SetSecondary(string) error { return ndiscore.ErrFailure }
+
+// Promote implements ndiscore.AdapterHandle.
+func (h *Handle) Promote() error { return ndiscore.ErrFailure }
+
+// InhibitBinds implements ndiscore.AdapterHandle: there is nobody to unbind.
+func (h *Handle) InhibitBinds(context.Context, string) error { return nil }
+
+// AllowBinds implements ndiscore.AdapterHandle.
+func (h *Handle) AllowBinds() {}
+
+// RequirePause implements ndiscore.AdapterHandle: nobody would pause it here.
+func (h *Handle) RequirePause(context.Context, string) error { return ndiscore.ErrFailure }
+
+// AllowStart implements ndiscore.AdapterHandle.
+func (h *Handle) AllowStart() {}
 
 // Remove implements ndiscore.AdapterHandle.
 func (h *Handle) Remove(why string) error {
@@ -126,6 +152,31 @@ func (h *Handle) WaitLink(t testing.TB, want ndiscore.MediaState) ndiscore.LinkS
 		return last.Media == want
 	})
 	return last
+}
+
+// Attributes lists the changes of attributes indicated so far.
+func (h *Handle) Attributes() []ndiscore.AttributesChange {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]ndiscore.AttributesChange(nil), h.attributes...)
+}
+
+// WaitAttributes waits until the changes indicated add up to this address and
+// MTU; a zero one is not waited for.
+func (h *Handle) WaitAttributes(t testing.TB, mac ndiscore.MAC, mtu int) {
+	t.Helper()
+	h.wait(t, fmt.Sprintf("attributes %s, %d", mac, mtu), func() bool {
+		var last ndiscore.AttributesChange
+		for _, c := range h.attributes {
+			if c.MTU != 0 {
+				last.MTU = c.MTU
+			}
+			if !c.MAC.IsZero() {
+				last.MAC = c.MAC
+			}
+		}
+		return (mtu == 0 || last.MTU == mtu) && (mac.IsZero() || last.MAC == mac)
+	})
 }
 
 // WaitVanished waits until the adapter reports its device gone.
