@@ -16,7 +16,7 @@ import (
 // TestConfigExample keeps config.toml true: every key is in it, with its
 // default.
 func TestConfigExample(t *testing.T) {
-	if err := configtest.CheckExample("config.toml", vswitch.DefaultConfig, vswitch.Drivers(zap.NewNop())); err != nil {
+	if err := configtest.CheckExample("config.toml", vswitch.DefaultConfig, vswitch.Drivers(zap.NewNop()), vswitch.Filters()...); err != nil {
 		t.Error(err)
 	}
 }
@@ -44,7 +44,7 @@ func TestDocumentedConfigs(t *testing.T) {
 				block = make([]string, i+1, i+64) // empty lines, so that errors name the line of the document
 			case block != nil && strings.TrimSpace(line) == "```":
 				blocks++
-				if _, err := config.Parse(name, []byte(strings.Join(block, "\n")), vswitch.Drivers(zap.NewNop())); err != nil {
+				if _, err := config.Parse(name, []byte(strings.Join(block, "\n")), vswitch.Drivers(zap.NewNop()), vswitch.Filters()...); err != nil {
 					t.Error(err)
 				}
 				block = nil

@@ -39,7 +39,7 @@ var rows = []row{
 	{pkg: "", uses: []string{
 		"ndiscore", "ndiscore/bridge", "policy", "health", "miniports/...", "filters/...", "stack", "config", "control",
 	}},
-	{pkg: "lab", uses: []string{"", "ndiscore", "config", "control"}},
+	{pkg: "lab", uses: []string{"", "ndiscore", "config", "control", "filters/fault"}},
 	{pkg: "bench", uses: []string{"", "lab", "ndiscore", "config"}},
 	{pkg: "cmd/vswitch", uses: []string{"", "lab", "ndiscore", "config", "control"}},
 }

@@ -3,6 +3,7 @@ package vswitch
 import (
 	"go.uber.org/zap"
 
+	"github.com/seed-b14e907b/vswitch/filters/fault"
 	"github.com/seed-b14e907b/vswitch/miniports/afpacket"
 	"github.com/seed-b14e907b/vswitch/miniports/tap"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
@@ -15,4 +16,10 @@ func Drivers(log *zap.Logger) []ndiscore.Driver {
 		tap.Driver(log.Named("tap")),
 		afpacket.Driver(log.Named("afpacket")),
 	}
+}
+
+// Filters is the list of filter drivers that the switch knows: one folder under
+// filters and one line here for each.
+func Filters() []ndiscore.FilterDriver {
+	return []ndiscore.FilterDriver{fault.FilterDriver()}
 }

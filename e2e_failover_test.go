@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed-b14e907b/vswitch"
+	"github.com/seed-b14e907b/vswitch/control"
 	"github.com/seed-b14e907b/vswitch/lab"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
@@ -253,7 +254,7 @@ func TestTeam(t *testing.T) {
 			check("up0 back", "bundle.active wan up0")
 
 			seen = u.phase(t, "removed by us", "up1", lossPlanned, func() error {
-				return u.sw.RemoveAdapter(within(t, 20*time.Second), "up0", "test")
+				return u.sw.Operate(within(t, 20*time.Second), control.OpRemove, "up0", "test", false)
 			})
 			check("removed by us", "bundle.active wan up1", "adapter.halt up0 Disabled")
 

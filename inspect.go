@@ -2,12 +2,20 @@ package vswitch
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/seed-b14e907b/vswitch/config"
 	"github.com/seed-b14e907b/vswitch/control"
+	"github.com/seed-b14e907b/vswitch/filters/fault"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 	"github.com/seed-b14e907b/vswitch/ndiscore/bridge"
 	"github.com/seed-b14e907b/vswitch/stack"
@@ -44,9 +52,19 @@ func (s *Switch) Bundles(ctx context.Context) ([]ndiscore.BundleInfo, error) {
 	return s.core.Bundles(ctx)
 }
 
-// RemoveAdapter halts an adapter and forgets it.
-func (s *Switch) RemoveAdapter(ctx context.Context, name, why string) error {
-	return s.core.Remove(ctx, name, why)
+// Operate carries out one operation on an adapter.
+func (s *Switch) Operate(ctx context.Context, op control.AdapterOp, name, why string, force bool) error {
+	do, ok := map[control.AdapterOp]func(context.Context, string, string) error{
+		control.OpStart: s.core.Start, control.OpStop: s.core.Stop, control.OpPause: s.core.Pause, control.OpRestart: s.core.Restart,
+		control.OpReset: s.core.Reset, control.OpSuspend: s.core.Suspend, control.OpResume: s.core.Resume,
+		control.OpRemove: func(ctx context.Context, name, why string) error {
+			return s.core.RemoveAfterQuery(ctx, name, why, force)
+		},
+	}[op]
+	if !ok {
+		return fmt.Errorf("adapter %s: %s: %w", name, op, ndiscore.ErrNotSupported)
+	}
+	return do(ctx, name, why)
 }
 
 // Promote makes a member of a team active.
@@ -54,11 +72,334 @@ func (s *Switch) Promote(ctx context.Context, bundle, member string) error {
 	return s.core.Promote(ctx, bundle, member)
 }
 
+// Apply is ApplyConfig for a configuration as text. Its errors are those of
+// config.Parse, as a bad request.
+func (s *Switch) Apply(ctx context.Context, text []byte, dryRun bool) (control.Plan, error) {
+	c, err := config.Parse("config.toml", text, s.drivers, s.filters...)
+	if err != nil {
+		return control.Plan{}, badRequest(err)
+	}
+	changes, err := s.ApplyConfig(ctx, c, dryRun)
+	if err != nil {
+		return control.Plan{}, err
+	}
+	return wirePlan(changes, !dryRun), nil
+}
+
+// badRequest says that err is the caller's doing.
+func badRequest(err error) error {
+	return &control.Error{Status: 400, Code: control.CodeBadRequest, Message: err.Error()}
+}
+
+func wirePlan(c config.Changes, applied bool) control.Plan {
+	p := control.Plan{Applied: applied}
+	for _, s := range c.Steps {
+		w := control.PlanStep{Op: string(s.Op), Kind: string(s.Kind), Name: s.Name, On: s.On, Text: s.Title(), Disrupts: s.Disruptive}
+		for _, k := range s.Why {
+			w.Changes = append(w.Changes, k.String())
+		}
+		p.Steps = append(p.Steps, w)
+	}
+	for _, k := range c.Refused {
+		p.Refused = append(p.Refused, k.String())
+	}
+	return p
+}
+
+// edited changes the configuration in force by f, which works on a copy, and has
+// the result checked like a file.
+func (s *Switch) edited(ctx context.Context, f func(c *config.Config) error) error {
+	_, err := s.edit(ctx, false, func(now *config.Config) (*config.Config, error) {
+		c := *now
+		if err := f(&c); err != nil {
+			return nil, err
+		}
+		return s.checked(c.TOML())
+	})
+	return err
+}
+
+// checked reads what was put together from the configuration in force and a
+// command: its lines mean nothing to anybody.
+func (s *Switch) checked(text []byte) (*config.Config, error) {
+	c, err := config.Parse("", text, s.drivers, s.filters...)
+	if found, ok := errors.AsType[config.Errors](err); ok {
+		var msgs []string
+		for _, e := range found {
+			msgs = append(msgs, e.Msg)
+		}
+		err = badRequest(errors.New(strings.Join(msgs, "; ")))
+	}
+	return c, err
+}
+
+// AddAdapter adds an [adapter.NAME] to the configuration in force.
+func (s *Switch) AddAdapter(ctx context.Context, a control.AdapterSettings) error {
+	_, err := s.edit(ctx, false, func(now *config.Config) (*config.Config, error) {
+		if _, ok := named(now.Adapters, a.Name, adapterName); ok {
+			return nil, fmt.Errorf("adapter %s: %w", a.Name, ndiscore.ErrExists)
+		}
+		table := map[string]any{"driver": a.Driver}
+		for k, v := range a.Settings {
+			if k == "driver" {
+				return nil, badRequest(fmt.Errorf("adapter %s: driver is given twice", a.Name))
+			}
+			table[k] = v
+		}
+		text, err := toml.Marshal(map[string]any{"adapter": map[string]any{a.Name: table}})
+		if err != nil {
+			return nil, badRequest(fmt.Errorf("adapter %s: %w", a.Name, err))
+		}
+		return s.checked(append(append(now.TOML(), '\n'), text...))
+	})
+	return err
+}
+
+// InsertFilter puts a configured filter into the chain of an adapter.
+func (s *Switch) InsertFilter(ctx context.Context, adapter, filter string, at int) error {
+	return s.edited(ctx, func(c *config.Config) error {
+		a, ok := named(c.Adapters, adapter, adapterName)
+		switch {
+		case !ok:
+			return fmt.Errorf("adapter %s: %w", adapter, ndiscore.ErrAdapterNotFound)
+		case slices.Contains(a.Filters, filter):
+			return fmt.Errorf("adapter %s: filter %s: %w", adapter, filter, ndiscore.ErrExists)
+		}
+		if _, ok := named(c.Filters, filter, filterName); !ok {
+			return fmt.Errorf("filter %s: %w: there is no [filter.%s] in the configuration", filter, ndiscore.ErrNotFound, filter)
+		}
+		if at < 0 || at > len(a.Filters) {
+			at = len(a.Filters)
+		}
+		a.Filters = slices.Insert(slices.Clone(a.Filters), at, filter)
+		c.Adapters = with(c.Adapters, a, adapterName)
+		return nil
+	})
+}
+
+// RemoveFilter takes a filter out of the chain of an adapter.
+func (s *Switch) RemoveFilter(ctx context.Context, adapter, filter string) error {
+	return s.edited(ctx, func(c *config.Config) error {
+		a, ok := named(c.Adapters, adapter, adapterName)
+		if !ok {
+			return fmt.Errorf("adapter %s: %w", adapter, ndiscore.ErrAdapterNotFound)
+		}
+		at := slices.Index(a.Filters, filter)
+		switch {
+		case at < 0 && strings.HasPrefix(filter, fault.FilterPrefix):
+			return fmt.Errorf("adapter %s: filter %s: %w: it carries injected faults; `inject clear` ends them", adapter, filter, ndiscore.ErrInvalidState)
+		case at < 0:
+			return fmt.Errorf("adapter %s: filter %s: %w", adapter, filter, ndiscore.ErrNotFound)
+		}
+		a.Filters = slices.Delete(slices.Clone(a.Filters), at, at+1)
+		c.Adapters = with(c.Adapters, a, adapterName)
+		return nil
+	})
+}
+
+// AddRoute adds a [[route]] to the configuration in force.
+func (s *Switch) AddRoute(ctx context.Context, r control.RouteSettings) error {
+	_, err := s.edit(ctx, false, func(now *config.Config) (*config.Config, error) {
+		table := map[string]any{"to": r.To, "metric": int64(r.Metric)}
+		for k, v := range map[string]string{"via": r.Via, "interface": r.Interface} {
+			if v != "" {
+				table[k] = v
+			}
+		}
+		text, err := toml.Marshal(map[string]any{"route": []any{table}})
+		if err != nil {
+			return nil, badRequest(fmt.Errorf("route to %s: %w", r.To, err))
+		}
+		next, err := s.checked(append(append(now.TOML(), '\n'), text...))
+		if err == nil && slices.Contains(now.Routes, next.Routes[len(next.Routes)-1]) {
+			err = fmt.Errorf("route to %s: %w", r.To, ndiscore.ErrExists)
+		}
+		return next, err
+	})
+	return err
+}
+
+// DeleteRoute takes a [[route]] out of the configuration in force: the one to
+// r.To that has what else r says.
+func (s *Switch) DeleteRoute(ctx context.Context, r control.RouteSettings) error {
+	return s.edited(ctx, func(c *config.Config) error {
+		var found []config.Route
+		for _, x := range c.Routes {
+			to := x.To.String()
+			if x.To.Bits() == 0 {
+				to = "default"
+			}
+			if (r.To == to || r.To == x.To.String()) && (r.Via == "" || r.Via == x.Via.String()) &&
+				(r.Interface == "" || r.Interface == x.Interface) && (r.Metric == 0 || r.Metric == x.Metric) {
+				found = append(found, x)
+			}
+		}
+		if len(found) != 1 {
+			hint := ""
+			if len(found) > 1 {
+				hint = fmt.Sprintf(": %d match; say via, interface or metric", len(found))
+			}
+			return fmt.Errorf("route to %s: %w%s", r.To, ndiscore.ErrNotFound, hint)
+		}
+		c.Routes = without(c.Routes, found[0].String(), routeName)
+		return nil
+	})
+}
+
+// NAT lists translated flows.
+func (s *Switch) NAT(_ context.Context, match control.NATMatch, limit int) (control.NATTable, error) {
+	t := control.NATTable{Limit: s.cfg.Load().NAT.Flows}
+	r := s.router.Load()
+	if r == nil {
+		return t, nil
+	}
+	t.Total = int(r.Stats()["nat.flows"])
+	if limit == 0 {
+		return t, nil // to the router, 0 is no limit
+	}
+	x, err := natFilter(match)
+	if err != nil {
+		return t, err
+	}
+	flows, err := r.NATFlows(x, limit)
+	for _, f := range flows {
+		t.Flows = append(t.Flows, control.NATFlow{
+			Interface: f.Interface, Protocol: f.Protocol, Kind: f.Kind, State: f.State,
+			Source: f.Original.Src.String(), Destination: f.Original.Dst.String(), ReplySource: f.Reply.Src.String(), ReplyDestination: f.Reply.Dst.String(),
+			Packets: f.Packets, Bytes: f.Bytes, BackPackets: f.BackPackets, BackBytes: f.BackBytes,
+			AgeSeconds: int(f.Age / time.Second), ExpiresSeconds: int(f.Expires / time.Second),
+		})
+	}
+	return t, err
+}
+
+// FlushNAT forgets translated flows.
+func (s *Switch) FlushNAT(_ context.Context, match control.NATMatch) (int, error) {
+	r := s.router.Load()
+	if r == nil {
+		return 0, nil
+	}
+	x, err := natFilter(match)
+	if err != nil {
+		return 0, err
+	}
+	return r.FlushNAT(x, "flushed on request")
+}
+
+func natFilter(m control.NATMatch) (stack.NATFilter, error) {
+	x := stack.NATFilter{Interface: m.Interface}
+	if m.Address == "" {
+		return x, nil
+	}
+	if a, err := netip.ParseAddr(m.Address); err == nil {
+		x.Address = netip.PrefixFrom(a.WithZone(""), a.BitLen())
+		return x, nil
+	}
+	var err error
+	if x.Address, err = netip.ParsePrefix(m.Address); err != nil {
+		err = badRequest(fmt.Errorf("address %q: neither an address nor a prefix", m.Address))
+	}
+	return x, err
+}
+
+// InjectFault begins a fault. fault.ErrNotAllowed when the configuration does not
+// allow it.
+func (s *Switch) InjectFault(ctx context.Context, spec fault.Spec) (fault.Lease, error) {
+	return s.faults.Inject(ctx, spec)
+}
+
+// Inject is InjectFault for the control API.
+func (s *Switch) Inject(ctx context.Context, f control.FaultSettings) (control.Fault, error) {
+	spec := fault.Spec{Kind: f.Kind, Adapter: f.On, Direction: fault.Both, Params: f.Params, Seed: f.Seed, Owner: f.Owner}
+	if f.Direction != "" {
+		if err := spec.Direction.UnmarshalText([]byte(f.Direction)); err != nil {
+			return control.Fault{}, badRequest(err)
+		}
+	}
+	if f.For != "" {
+		d, err := time.ParseDuration(f.For)
+		if err != nil || d <= 0 {
+			return control.Fault{}, badRequest(fmt.Errorf("for %q: want a time with its unit, such as 30s", f.For))
+		}
+		spec.For = d
+	}
+	if err := spec.Validate(); err != nil {
+		return control.Fault{}, badRequest(err)
+	}
+	l, err := s.InjectFault(ctx, spec)
+	if errors.Is(err, fault.ErrNotAllowed) {
+		err = &control.Error{Status: 409, Code: control.CodeConflict, Message: err.Error(), Hint: "allow = true in [fault] of the configuration"}
+	}
+	if err != nil {
+		return control.Fault{}, err
+	}
+	return wireFault(l), nil
+}
+
+func wireFault(l fault.Lease) control.Fault {
+	f := control.Fault{
+		ID: l.ID, Kind: l.Kind, On: l.Adapter, Params: l.Params, Seed: l.Seed, Owner: l.Owner, Began: l.Began, Ends: l.Expires,
+		Hits: l.RX.Frames + l.TX.Frames,
+	}
+	if l.Direction != 0 {
+		f.Direction = l.Direction.String()
+	}
+	return f
+}
+
+// Faults lists the faults in force.
+func (s *Switch) Faults(context.Context) ([]control.Fault, error) {
+	var all []control.Fault
+	for _, l := range s.faults.List() {
+		all = append(all, wireFault(l))
+	}
+	return all, nil
+}
+
+// ClearFaults ends the faults that match.
+func (s *Switch) ClearFaults(ctx context.Context, m control.FaultMatch) (int, error) {
+	return s.faults.Clear(ctx, fault.Selection{ID: m.ID, Adapter: m.On, Owner: m.Owner, All: m.All}, "cleared on request")
+}
+
+// FaultKinds lists what can be injected.
+func (s *Switch) FaultKinds() []control.FaultKind {
+	var all []control.FaultKind
+	for _, k := range fault.Kinds() {
+		w := control.FaultKind{Kind: k.Name, Help: k.Help, Device: k.Device}
+		for _, p := range k.Params {
+			w.Params = append(w.Params, control.FaultParam{Name: p.Name, Unit: p.Unit.String(), Default: p.Default, Help: p.Help})
+		}
+		all = append(all, w)
+	}
+	return all
+}
+
+// BridgeList tells of every bridge.
+func (s *Switch) BridgeList(context.Context) ([]control.Bridge, error) {
+	var all []control.Bridge
+	c := s.cfg.Load()
+	for _, nb := range *s.bridges.Load() {
+		set, _ := named(c.Bridges, nb.name, bridgeName)
+		w := control.Bridge{Name: nb.name, MAC: nb.bridge.MAC().String(), VLAN: set.VLAN, Snooping: set.Snooping, Querier: len(nb.bridge.Queriers()) > 0}
+		for _, p := range nb.bridge.Ports() {
+			w.Ports = append(w.Ports, control.BridgePort{
+				Name: p.Name, State: p.State, Access: int(p.Access), Trunk: strings.Join(p.Trunk, ","), Native: int(p.Native),
+				Addresses: p.Addresses, MACLimit: p.MACLimit, Router: p.Router,
+			})
+		}
+		for _, g := range nb.bridge.Groups() {
+			w.Groups = append(w.Groups, control.Group{Address: g.Group.String(), VLAN: int(g.VLAN), Ports: g.Ports})
+		}
+		all = append(all, w)
+	}
+	return all, nil
+}
+
 // FDB lists the addresses that a bridge has learned; "" asks all bridges.
 func (s *Switch) FDB(_ context.Context, name string) ([]bridge.FDBEntry, error) {
 	var all []bridge.FDBEntry
 	found := name == ""
-	for _, b := range s.bridges {
+	for _, b := range *s.bridges.Load() {
 		if name == "" || b.name == name {
 			all = append(all, b.bridge.FDB()...)
 			found = true
@@ -72,26 +413,26 @@ func (s *Switch) FDB(_ context.Context, name string) ([]bridge.FDBEntry, error) 
 
 // Interfaces tells of the router's interfaces.
 func (s *Switch) Interfaces(context.Context) ([]stack.InterfaceInfo, error) {
-	if s.router == nil {
-		return nil, nil
+	if r := s.router.Load(); r != nil {
+		return r.Interfaces(), nil
 	}
-	return s.router.Interfaces(), nil
+	return nil, nil
 }
 
 // Routes tells of the router's routes, alive or not.
 func (s *Switch) Routes(context.Context) ([]stack.RouteInfo, error) {
-	if s.router == nil {
-		return nil, nil
+	if r := s.router.Load(); r != nil {
+		return r.Routes(), nil
 	}
-	return s.router.Routes(), nil
+	return nil, nil
 }
 
 // Neighbors tells of the next hops and hosts that the router knows.
 func (s *Switch) Neighbors(context.Context) ([]stack.NeighborInfo, error) {
-	if s.router == nil {
-		return nil, nil
+	if r := s.router.Load(); r != nil {
+		return r.Neighbors(), nil
 	}
-	return s.router.Neighbors(), nil
+	return nil, nil
 }
 
 // Stats is every counter of the switch.
@@ -104,11 +445,11 @@ func (s *Switch) Stats(ctx context.Context) (control.Stats, error) {
 	for _, a := range infos {
 		st.Adapters[a.Name] = a.Counters
 	}
-	for _, b := range s.bridges {
+	for _, b := range *s.bridges.Load() {
 		st.Bridges[b.name] = bridgeStats(b.bridge.Stats())
 	}
-	if s.router != nil {
-		st.Router = s.router.Stats()
+	if r := s.router.Load(); r != nil {
+		st.Router = r.Stats()
 	}
 	return st, nil
 }
@@ -127,4 +468,4 @@ func (s *Switch) Events(after uint64) ([]ndiscore.Event, uint64, <-chan struct{}
 }
 
 // Config is the configuration in force, with every default, as TOML.
-func (s *Switch) Config() []byte { return s.cfg.TOML() }
+func (s *Switch) Config() []byte { return s.cfg.Load().TOML() }

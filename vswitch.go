@@ -1,7 +1,7 @@
 // Package vswitch is the switch as a library: a checked configuration becomes a
 // running switch and router whose links may fail.
 //
-//	cfg, err := config.Load("config.toml", vswitch.Drivers(log))
+//	cfg, err := config.Load("config.toml", vswitch.Drivers(log), vswitch.Filters()...)
 //	sw, err := vswitch.New(vswitch.Options{Config: cfg, Logger: log})
 //	err = sw.Run(ctx, func() { log.Info("ready") }) // until ctx ends
 //
@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/seed-b14e907b/vswitch/config"
+	"github.com/seed-b14e907b/vswitch/filters/fault"
 	"github.com/seed-b14e907b/vswitch/health"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 	"github.com/seed-b14e907b/vswitch/ndiscore/bridge"
@@ -47,29 +49,39 @@ const drainLimit = 10 * time.Second
 
 // Options is what a switch is made from.
 type Options struct {
-	Config  *config.Config    // required; from config.Load or config.Parse
-	Logger  *zap.Logger       // nil: no log
-	Drivers []ndiscore.Driver // nil: Drivers(Logger)
-	Clock   ndiscore.Clock    // nil: the system's
+	Config  *config.Config          // required; from config.Load or config.Parse
+	Logger  *zap.Logger             // nil: no log
+	Level   *zap.AtomicLevel        // of Logger, for changes of log.level; nil: they are refused
+	Drivers []ndiscore.Driver       // nil: Drivers(Logger)
+	Filters []ndiscore.FilterDriver // nil: Filters()
+	Clock   ndiscore.Clock          // nil: the system's
 }
 
 // Switch is a switch, running while Run runs. Its other methods may be called
 // from any goroutine; before Run those with a context wait for it, after Run
 // they report an error.
 type Switch struct {
-	cfg     *config.Config
 	log     *zap.Logger
+	level   *zap.AtomicLevel
 	drivers []ndiscore.Driver
+	filters []ndiscore.FilterDriver
 	clock   ndiscore.Clock
 
-	core    *ndiscore.Core
-	router  *stack.Router
-	prober  *health.Prober
-	bridges []namedBridge
-	began   time.Time // of New: Version is asked before Run too
+	core   *ndiscore.Core
+	faults *fault.Injector
+	began  time.Time // of New: Version is asked before Run too
+
+	// What is configured; changed by whoever holds turn, read by anybody.
+	turn    chan struct{} // capacity 1: filled while the configuration is being changed
+	cfg     atomic.Pointer[config.Config]
+	router  atomic.Pointer[stack.Router] // nil: there was never an interface
+	bridges atomic.Pointer[[]namedBridge]
+	prober  *health.Prober // of the holder of turn alone
 
 	running atomic.Bool
-	fatal   chan error // a part gave up for good; capacity 1
+	started chan struct{} // closed when the start has succeeded
+	ended   chan struct{} // closed when Run has returned
+	fatal   chan error    // a part gave up for good; capacity 1
 }
 
 type namedBridge struct {
@@ -91,38 +103,77 @@ func New(o Options) (*Switch, error) {
 	if o.Clock == nil {
 		o.Clock = ndiscore.SystemClock{}
 	}
-	s := &Switch{cfg: o.Config, log: o.Logger, drivers: o.Drivers, clock: o.Clock, began: o.Clock.Now(), fatal: make(chan error, 1)}
-	s.core = ndiscore.New(ndiscore.Options{Clock: o.Clock, Decider: policy.ActiveBackup{}})
-	for _, b := range s.cfg.Bridges {
-		mac, err := parseMAC(b.MAC)
-		if err != nil {
-			return nil, fmt.Errorf("bridge %s: %w", b.Name, err)
-		}
-		if mac.IsZero() {
-			mac = stableMAC(b.Name)
-		}
-		br, err := bridge.New(bridge.Options{
-			Name: b.Name, Ports: b.Ports, MAC: mac, Age: b.MACAge.Std(), MACLimit: b.MACLimit, Clock: o.Clock,
-			Event: func(what, port, from, to, why string) {
-				s.core.Report(ndiscore.Event{What: what, Adapter: port, From: from, To: to, Why: b.Name + ": " + why})
-			},
-		})
-		if err != nil {
-			return nil, err
-		}
-		s.bridges = append(s.bridges, namedBridge{b.Name, br})
+	if o.Filters == nil {
+		o.Filters = Filters()
 	}
-	if len(s.cfg.Interfaces) > 0 {
-		r, err := stack.New(s.routerOptions())
+	s := &Switch{
+		log: o.Logger, level: o.Level, drivers: o.Drivers, filters: o.Filters, clock: o.Clock, began: o.Clock.Now(),
+		turn: make(chan struct{}, 1), started: make(chan struct{}), ended: make(chan struct{}), fatal: make(chan error, 1),
+	}
+	s.cfg.Store(o.Config)
+	s.bridges.Store(&[]namedBridge{})
+	s.core = ndiscore.New(ndiscore.Options{Clock: o.Clock, Decider: policy.ActiveBackup{}})
+	s.faults = fault.New(fault.Options{
+		Allow: o.Config.Fault.Allow, Longest: o.Config.Fault.Longest.Std(), Clock: o.Clock, Report: s.core.Report,
+	})
+	s.faults.Use(s.core)
+	// What can be known to be wrong before anything is opened.
+	for _, b := range o.Config.Bridges {
+		options, err := s.bridgeOptions(b)
+		if err == nil {
+			_, err = bridge.New(options)
+		}
 		if err != nil {
 			return nil, err
 		}
-		s.router = r
+	}
+	for _, b := range o.Config.Bundles {
+		if _, err := bundleSpec(b); err != nil {
+			return nil, err
+		}
+	}
+	if len(o.Config.Interfaces) > 0 {
+		options := s.routerOptions(o.Config)
+		if err := options.Validate(); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
 
-func (s *Switch) routerOptions() stack.Options {
+func (s *Switch) bridgeOptions(b config.Bridge) (bridge.Options, error) {
+	mac, err := parseMAC(b.MAC)
+	if err != nil {
+		return bridge.Options{}, fmt.Errorf("bridge %s: %w", b.Name, err)
+	}
+	if mac.IsZero() {
+		mac = stableMAC(b.Name)
+	}
+	o := bridge.Options{
+		Name: b.Name, Ports: b.Ports, MAC: mac, Age: b.MACAge.Std(), MACLimit: b.MACLimit, Clock: s.clock,
+		VLAN: uint16(b.VLAN), Snooping: b.Snooping, LoopGuard: b.LoopGuard, LoopHold: b.LoopHold.Std(), Port: map[string]bridge.PortOptions{},
+		Event: func(what, port, from, to, why string) {
+			s.core.Report(ndiscore.Event{What: what, Adapter: port, From: from, To: to, Why: b.Name + ": " + why})
+		},
+	}
+	for _, p := range b.PortOptions {
+		po := bridge.PortOptions{
+			Access: uint16(p.Access), Native: uint16(p.Native), MACLimit: p.MACLimit,
+			StormBroadcast: p.StormBroadcast, StormMulticast: p.StormMulticast, StormUnknown: p.StormUnknown,
+		}
+		var trunk []string
+		for _, r := range p.Trunk {
+			trunk = append(trunk, r.String())
+		}
+		if po.Trunk, err = bridge.ParseVLANs(trunk); err != nil {
+			return o, fmt.Errorf("bridge %s: port %s: trunk: %w", b.Name, p.Name, err)
+		}
+		o.Port[p.Name] = po
+	}
+	return o, nil
+}
+
+func (s *Switch) routerOptions(c *config.Config) stack.Options {
 	o := stack.Options{
 		Logger: s.log.Named("stack"), Clock: s.clock,
 		Event: func(what, iface, from, to, why string) {
@@ -135,27 +186,25 @@ func (s *Switch) routerOptions() stack.Options {
 			}
 		},
 	}
-	for _, i := range s.cfg.Interfaces {
-		o.Interfaces = append(o.Interfaces, stack.Interface{Name: i.Name, On: i.On, Addresses: i.Addresses, MTU: i.MTU})
+	for _, i := range c.Interfaces {
+		o.Interfaces = append(o.Interfaces, stack.Interface{
+			Name: i.Name, On: i.On, Addresses: i.Addresses, MTU: i.MTU, Masquerade: i.Masquerade, Masquerade6: i.Masquerade6,
+		})
 	}
-	for _, r := range s.cfg.Routes {
+	for _, r := range c.Routes {
 		o.Routes = append(o.Routes, stack.Route{To: r.To, Via: r.Via, Interface: r.Interface, Metric: int(r.Metric)})
 	}
-	return o
-}
-
-// probed lists the bundle members that a prober watches.
-func (s *Switch) probed() []health.Member {
-	var ms []health.Member
-	for _, b := range s.cfg.Bundles {
-		if b.Health.Probe == "" || b.Mode == "ndis5" {
-			continue // an ndis5 bundle hides its secondaries from every protocol
-		}
-		for _, m := range b.Members {
-			ms = append(ms, health.Member{Bundle: b.Name, Adapter: m, Target: b.Health.Target, Interval: b.Health.Interval.Std()})
-		}
+	for _, f := range c.Forwards {
+		o.Forwards = append(o.Forwards, stack.Forward{
+			Interface: f.Interface, Protocol: f.Protocol, Ports: stack.PortRange{First: f.Port.First, Last: f.Port.Last},
+			To: netip.AddrPortFrom(f.To.Addr, f.To.Ports.First),
+		})
 	}
-	return ms
+	o.NAT = stack.NATLimits{
+		Flows: c.NAT.Flows, TCP: c.NAT.TCP.Std(), TCPTransitory: c.NAT.TCPTransitory.Std(),
+		UDP: c.NAT.UDP.Std(), UDPStream: c.NAT.UDPStream.Std(), ICMP: c.NAT.ICMP.Std(),
+	}
+	return o
 }
 
 // Run starts everything in the order of the plan, calls ready, and keeps it
@@ -169,6 +218,7 @@ func (s *Switch) Run(ctx context.Context, ready func()) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = s.core.Run(coreCtx) }) // "core control": ends with coreCtx
 	parts.Go(func() { s.logEvents(coreCtx) })    // "event log": ends with coreCtx
+	defer close(s.ended)
 	defer parts.Wait()
 	defer endCore()
 
@@ -176,6 +226,7 @@ func (s *Switch) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrStart, err)
 	} else {
+		close(s.started)
 		if ready != nil {
 			ready()
 		}
@@ -191,87 +242,84 @@ func (s *Switch) Run(ctx context.Context, ready func()) error {
 	return errors.Join(err, s.end(why))
 }
 
-// end halts everything, the last started first.
+// end halts everything, the last started first, once no change is under way.
 func (s *Switch) end(why string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
 	defer cancel()
-	err := s.core.Close(ctx, why)
+	select {
+	case s.turn <- struct{}{}: // and never given back
+	case <-ctx.Done():
+		s.log.Warn("a change of configuration does not end; halting beside it")
+	}
+	err := errors.Join(s.faults.Close(ctx), s.core.Close(ctx, why))
 	if s.prober != nil {
 		s.prober.Close()
 	}
-	if s.router != nil {
-		s.router.Close()
+	if r := s.router.Load(); r != nil {
+		r.Close()
 	}
 	return err
 }
 
-// start brings everything up, in the order of the plan.
+// start brings everything up, in the order of the plan from nothing.
 func (s *Switch) start(ctx context.Context) error {
 	for _, d := range s.drivers {
-		if _, err := s.core.RegisterDriver(d); err != nil {
+		if _, err := s.core.RegisterDriver(fault.Interpose(d, s.faults)); err != nil {
 			return err
 		}
 	}
-	for _, a := range s.cfg.Adapters {
-		if err := s.core.AddAdapter(ctx, ndiscore.AdapterSpec{Name: a.Name, Driver: a.Driver, Options: a.Options}); err != nil {
-			return err
-		}
+	s.turn <- struct{}{} // nobody has been let in yet
+	defer func() { <-s.turn }()
+	next := s.cfg.Load()
+	nothing := &config.Config{Control: next.Control, Log: next.Log, NAT: next.NAT, Fault: next.Fault}
+	_, err := s.carryOut(ctx, nothing, next, config.Plan(nil, next))
+	return err
+}
+
+// Apply turns the running switch into what c says, or with dryRun only says what
+// that takes. Ports that the plan does not name lose no frame. When a step
+// fails, what was done before it is undone. ErrRefused for what only a restart of
+// the process can change.
+func (s *Switch) ApplyConfig(ctx context.Context, c *config.Config, dryRun bool) (config.Changes, error) {
+	return s.edit(ctx, dryRun, func(*config.Config) (*config.Config, error) { return c, nil })
+}
+
+// edit changes the configuration in force: f makes the new one of the old, which
+// it leaves as it is.
+func (s *Switch) edit(ctx context.Context, dryRun bool, f func(now *config.Config) (*config.Config, error)) (config.Changes, error) {
+	var none config.Changes
+	select {
+	case <-s.started:
+	case <-s.ended:
+		return none, ndiscore.ErrStopped
+	case <-ctx.Done():
+		return none, ctx.Err()
 	}
-	if ms := s.probed(); len(ms) > 0 {
-		p, err := health.New(health.Options{Members: ms, Core: s.core, Clock: s.clock, Identity: machineID()})
-		if err != nil {
-			return err
-		}
-		s.prober = p
-		if err := s.core.AddProtocol(ctx, p.Spec()); err != nil {
-			return err
-		}
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-s.ended:
+		return none, ndiscore.ErrStopped
+	case <-ctx.Done():
+		return none, fmt.Errorf("another change of configuration is under way: %w", ctx.Err())
 	}
-	for _, b := range s.cfg.Bundles {
-		spec, err := bundleSpec(b)
-		if err != nil {
-			return err
-		}
-		if err := s.core.AddBundle(ctx, spec); err != nil {
-			return err
-		}
+	now := s.inForce(ctx)
+	next, err := f(now)
+	if err != nil {
+		return none, err
 	}
-	for _, b := range s.bridges {
-		if err := s.core.AddVirtual(ctx, b.name, b.bridge, nil); err != nil {
-			return err
-		}
-		if err := s.core.AddProtocol(ctx, b.bridge.Spec()); err != nil {
-			return err
-		}
+	if dryRun {
+		return config.Plan(now, next), nil
 	}
-	if s.router != nil {
-		if err := s.router.Start(s.core); err != nil {
-			return err
-		}
-		if err := s.core.AddProtocol(ctx, ndiscore.ProtocolSpec{Name: "stack", Protocol: s.router, Targets: s.router.Targets()}); err != nil {
-			return err
-		}
+	return s.change(ctx, next)
+}
+
+// setLevel changes how much is logged.
+func (s *Switch) setLevel(level string) error {
+	if s.level == nil {
+		return fmt.Errorf("log.level: %w: whoever started this switch keeps its log", ndiscore.ErrNotSupported)
 	}
-	const why = "configured"
-	for _, a := range s.cfg.Adapters {
-		if err := s.core.Start(ctx, a.Name, why); err != nil {
-			return err
-		}
-	}
-	for _, b := range s.cfg.Bundles {
-		if b.Mode == "ndis5" {
-			continue // it has no adapter of its own
-		}
-		if err := s.core.Start(ctx, b.Name, why); err != nil {
-			return err
-		}
-	}
-	for _, b := range s.bridges {
-		if err := s.core.Start(ctx, b.name, why); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.level.UnmarshalText([]byte(level))
 }
 
 func bundleSpec(b config.Bundle) (ndiscore.BundleSpec, error) {
@@ -282,13 +330,20 @@ func bundleSpec(b config.Bundle) (ndiscore.BundleSpec, error) {
 	if b.Mode == "ndis5" {
 		spec.Mode = ndiscore.BundleNDIS5
 	}
+	if b.Balance == "hash" {
+		spec.Balance = ndiscore.BalanceHash
+	}
 	switch b.Failback {
 	case "better":
 		spec.Failback = ndiscore.FailbackBetter
 	case "never":
 		spec.Failback = ndiscore.FailbackNever
 	}
-	if b.MAC == "first" {
+	switch b.MAC {
+	case "first":
+		return spec, nil
+	case "active":
+		spec.ActiveMAC = true
 		return spec, nil
 	}
 	mac, err := parseMAC(b.MAC)
@@ -344,6 +399,9 @@ func (s *Switch) logEvents(ctx context.Context) {
 		}
 		for _, e := range events {
 			after = e.Seq
+			if e.What == "adapter.removed" {
+				s.faults.AdapterGone(e.Adapter, e.Why)
+			}
 			level := zap.InfoLevel
 			switch e.To {
 			case "initializing", "restarting", "pausing": // on its way somewhere

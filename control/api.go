@@ -14,14 +14,36 @@ import (
 type Switch interface {
 	Version() VersionInfo
 	Adapters(ctx context.Context) ([]ndiscore.AdapterInfo, error)
-	RemoveAdapter(ctx context.Context, name, why string) error
+	// Operate carries out one operation on an adapter; force is for OpRemove.
+	Operate(ctx context.Context, op AdapterOp, name, why string, force bool) error
+	// AddAdapter adds an adapter to the configuration in force, and starts it.
+	AddAdapter(ctx context.Context, a AdapterSettings) error
 	Bundles(ctx context.Context) ([]ndiscore.BundleInfo, error)
 	Promote(ctx context.Context, bundle, member string) error
 	// FDB lists what a bridge has learned; "" means every bridge.
 	FDB(ctx context.Context, bridge string) ([]bridge.FDBEntry, error)
+	// BridgeList tells of every bridge, its ports and the groups heard of.
+	BridgeList(ctx context.Context) ([]Bridge, error)
+	// InsertFilter and RemoveFilter change the filter chain of an adapter.
+	InsertFilter(ctx context.Context, adapter, filter string, at int) error
+	RemoveFilter(ctx context.Context, adapter, filter string) error
 	Interfaces(ctx context.Context) ([]stack.InterfaceInfo, error)
 	Routes(ctx context.Context) ([]stack.RouteInfo, error)
 	Neighbors(ctx context.Context) ([]stack.NeighborInfo, error)
+	AddRoute(ctx context.Context, r RouteSettings) error
+	DeleteRoute(ctx context.Context, r RouteSettings) error
+	// NAT lists at most limit translated flows, of those that match.
+	NAT(ctx context.Context, match NATMatch, limit int) (NATTable, error)
+	FlushNAT(ctx context.Context, match NATMatch) (int, error)
+	// Inject begins a fault that ends with its lease; Faults lists those in
+	// force; ClearFaults ends those that match, and says how many.
+	Inject(ctx context.Context, f FaultSettings) (Fault, error)
+	Faults(ctx context.Context) ([]Fault, error)
+	ClearFaults(ctx context.Context, match FaultMatch) (int, error)
+	FaultKinds() []FaultKind
+	// Apply turns the running switch into what text, a whole configuration,
+	// says, or with dryRun only finds out what that would take.
+	Apply(ctx context.Context, text []byte, dryRun bool) (Plan, error)
 	Stats(ctx context.Context) (Stats, error)
 	// Events returns the events numbered above after that are still kept, how
 	// many between are lost, and a channel that closes when there are more.
@@ -57,8 +79,9 @@ type Link struct {
 
 // Filter is one filter module of an adapter.
 type Filter struct {
-	Name  string `json:"name"`
-	State string `json:"state"`
+	Name      string `json:"name"`
+	State     string `json:"state"`
+	Mandatory bool   `json:"mandatory"`
 }
 
 // Binding is one protocol attached to one adapter.
@@ -80,6 +103,9 @@ type Adapter struct {
 	LastHalt    string            `json:"last_halt"` // "none" if it never was
 	Waiting     bool              `json:"waiting"`   // for its device to come back
 	Quarantined bool              `json:"quarantined"`
+	Suspended   bool              `json:"suspended"`
+	Health      string            `json:"health"` // "healthy", "resetting", "degraded", "failed"
+	Resets      uint64            `json:"resets"` // since it was added
 	Device      string            `json:"device"`
 	MAC         string            `json:"mac"`
 	MTU         int               `json:"mtu"`
@@ -204,10 +230,6 @@ type (
 	// NeighborList answers GET /v1/neighbors.
 	NeighborList struct {
 		Neighbors []Neighbor `json:"neighbors"`
-	}
-	// RemoveRequest is the body of POST /v1/adapters/NAME/remove.
-	RemoveRequest struct {
-		Why string `json:"why"` // for the event log; "" means that it was asked for
 	}
 	// PromoteRequest is the body of POST /v1/bundles/NAME/promote.
 	PromoteRequest struct {

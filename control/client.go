@@ -42,7 +42,7 @@ func NewClient(path string) *Client {
 	c := &Client{path: path}
 	c.http = &http.Client{Transport: &http.Transport{
 		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
-		ResponseHeaderTimeout: doTimeout + askTimeout,
+		ResponseHeaderTimeout: applyTimeout + askTimeout,
 		DisableCompression:    true,
 		MaxIdleConns:          2,
 		IdleConnTimeout:       30 * time.Second, // less than the server's
@@ -165,9 +165,133 @@ func (c *Client) Adapter(ctx context.Context, name string) (Adapter, error) {
 	return get[Adapter](ctx, c, named("/v1/adapters/", name, ""))
 }
 
-// RemoveAdapter halts an adapter and forgets it; why is for the event log.
-func (c *Client) RemoveAdapter(ctx context.Context, name, why string) error {
-	_, err := call[Done](ctx, c, http.MethodPost, named("/v1/adapters/", name, "/remove"), nil, RemoveRequest{why})
+// Operate has one operation carried out on an adapter; why is for the event log,
+// force only for OpRemove.
+func (c *Client) Operate(ctx context.Context, op AdapterOp, name, why string, force bool) error {
+	return c.order(ctx, named("/v1/adapters/", name, "/"+string(op)), OperateRequest{Why: why, Force: force})
+}
+
+// AddAdapter adds an adapter and starts it.
+func (c *Client) AddAdapter(ctx context.Context, a AdapterSettings) error {
+	return c.order(ctx, "/v1/adapters", a)
+}
+
+// Filters lists the filter chains of all adapters.
+func (c *Client) Filters(ctx context.Context) ([]FilterOn, error) {
+	l, err := get[FilterList](ctx, c, "/v1/filters")
+	return l.Filters, err
+}
+
+// InsertFilter puts a configured filter into an adapter's chain, at position at
+// from the device up; -1 is the top.
+func (c *Client) InsertFilter(ctx context.Context, adapter, filter string, at int) error {
+	return c.order(ctx, "/v1/filters/insert", FilterRequest{Adapter: adapter, Filter: filter, At: &at})
+}
+
+// RemoveFilter takes a filter out of an adapter's chain.
+func (c *Client) RemoveFilter(ctx context.Context, adapter, filter string) error {
+	return c.order(ctx, "/v1/filters/remove", FilterRequest{Adapter: adapter, Filter: filter})
+}
+
+// Bridges lists every bridge with its ports.
+func (c *Client) Bridges(ctx context.Context) ([]Bridge, error) {
+	l, err := get[BridgeList](ctx, c, "/v1/bridges")
+	return l.Bridges, err
+}
+
+// Bridge tells of one bridge.
+func (c *Client) Bridge(ctx context.Context, name string) (Bridge, error) {
+	return get[Bridge](ctx, c, named("/v1/bridges/", name, ""))
+}
+
+// Interface tells of one interface of the router.
+func (c *Client) Interface(ctx context.Context, name string) (Interface, error) {
+	return get[Interface](ctx, c, named("/v1/interfaces/", name, ""))
+}
+
+// AddRoute adds a static route.
+func (c *Client) AddRoute(ctx context.Context, r RouteSettings) error {
+	return c.order(ctx, "/v1/routes/add", r)
+}
+
+// DeleteRoute takes a static route away.
+func (c *Client) DeleteRoute(ctx context.Context, r RouteSettings) error {
+	return c.order(ctx, "/v1/routes/delete", r)
+}
+
+// NAT lists at most limit translated flows, of those that match.
+func (c *Client) NAT(ctx context.Context, match NATMatch, limit int) (NATTable, error) {
+	query := url.Values{"limit": {strconv.Itoa(limit)}}
+	for k, v := range map[string]string{"address": match.Address, "interface": match.Interface} {
+		if v != "" {
+			query.Set(k, v)
+		}
+	}
+	return call[NATTable](ctx, c, http.MethodGet, "/v1/nat", query, nil)
+}
+
+// FlushNAT forgets the translated flows that match, and says how many.
+func (c *Client) FlushNAT(ctx context.Context, match NATMatch) (int, error) {
+	n, err := call[Count](ctx, c, http.MethodPost, "/v1/nat/flush", nil, match)
+	return n.Count, err
+}
+
+// Inject begins a fault that outlives the connection.
+func (c *Client) Inject(ctx context.Context, f FaultSettings) (Fault, error) {
+	return call[Fault](ctx, c, http.MethodPost, "/v1/faults", nil, f)
+}
+
+// InjectAttached begins a fault that ends with ctx, calls began once it is in
+// force, and returns why it ended: "expired", "cleared" and the like.
+func (c *Client) InjectAttached(ctx context.Context, f FaultSettings, began func(Fault)) (string, error) {
+	resp, err := c.do(ctx, http.MethodPost, "/v1/faults", url.Values{"attached": {"true"}}, f)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	d := json.NewDecoder(io.LimitReader(resp.Body, maxBodyBytes))
+	var fault Fault
+	if err := d.Decode(&fault); err != nil {
+		return "", fmt.Errorf("control: inject on %s: %w", c.path, err)
+	}
+	began(fault)
+	var end FaultEnd
+	if err := d.Decode(&end); err != nil {
+		if ctx.Err() != nil {
+			return "let go", ctx.Err()
+		}
+		return "", fmt.Errorf("control: inject on %s: the switch has gone: %w", c.path, err)
+	}
+	return end.End, nil
+}
+
+// Faults lists the faults in force.
+func (c *Client) Faults(ctx context.Context) ([]Fault, error) {
+	l, err := get[FaultList](ctx, c, "/v1/faults")
+	return l.Faults, err
+}
+
+// FaultKinds lists what can be injected.
+func (c *Client) FaultKinds(ctx context.Context) ([]FaultKind, error) {
+	l, err := get[FaultKindList](ctx, c, "/v1/faults/kinds")
+	return l.Kinds, err
+}
+
+// ClearFaults ends the faults that match, and says how many.
+func (c *Client) ClearFaults(ctx context.Context, match FaultMatch) (int, error) {
+	n, err := call[Count](ctx, c, http.MethodPost, "/v1/faults/clear", nil, match)
+	return n.Count, err
+}
+
+// Apply turns the running switch into what text, a whole configuration, says, or
+// with dryRun only says what that would take.
+func (c *Client) Apply(ctx context.Context, text []byte, dryRun bool) (Plan, error) {
+	return call[Plan](ctx, c, http.MethodPost, "/v1/config/apply", nil, ApplyRequest{TOML: string(text), DryRun: dryRun})
+}
+
+// order sends a command.
+func (c *Client) order(ctx context.Context, path string, body any) error {
+	_, err := call[Done](ctx, c, http.MethodPost, path, nil, body)
 	return err
 }
 
@@ -184,8 +308,7 @@ func (c *Client) Bundle(ctx context.Context, name string) (Bundle, error) {
 
 // Promote makes a member of a bundle the active one.
 func (c *Client) Promote(ctx context.Context, bundle, member string) error {
-	_, err := call[Done](ctx, c, http.MethodPost, named("/v1/bundles/", bundle, "/promote"), nil, PromoteRequest{member})
-	return err
+	return c.order(ctx, named("/v1/bundles/", bundle, "/promote"), PromoteRequest{member})
 }
 
 // Bindings lists which protocol is attached to which adapter.

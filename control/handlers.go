@@ -33,23 +33,6 @@ func (s *Server) adapter(r *request) (any, *Error) {
 	return nil, unknownName("adapter", r.name, names)
 }
 
-func (s *Server) removeAdapter(r *request) (any, *Error) {
-	var body RemoveRequest
-	if fail := r.decode(&body); fail != nil {
-		return nil, fail
-	}
-	if len(body.Why) > maxWhyBytes {
-		return nil, badRequest("", "why has more than %d bytes", maxWhyBytes)
-	}
-	if body.Why == "" {
-		body.Why = "removed on request"
-	}
-	if err := s.sw.RemoveAdapter(r.Context(), r.name, body.Why); err != nil {
-		return nil, errorFrom(err)
-	}
-	return Done{true}, nil
-}
-
 func (s *Server) bindings(r *request) (any, *Error) {
 	infos, err := s.sw.Adapters(r.Context())
 	if err != nil {
@@ -149,6 +132,44 @@ func (s *Server) interfaces(r *request) (any, *Error) {
 		return nil, errorFrom(err)
 	}
 	return InterfaceList{each(infos, wireInterface)}, nil
+}
+
+func (s *Server) oneInterface(r *request) (any, *Error) {
+	infos, err := s.sw.Interfaces(r.Context())
+	if err != nil {
+		return nil, errorFrom(err)
+	}
+	names := make([]string, len(infos))
+	for i, info := range infos {
+		if info.Name == r.name {
+			return wireInterface(info), nil
+		}
+		names[i] = info.Name
+	}
+	return nil, unknownName("interface", r.name, names)
+}
+
+func (s *Server) bridges(r *request) (any, *Error) {
+	bridges, err := s.sw.BridgeList(r.Context())
+	if err != nil {
+		return nil, errorFrom(err)
+	}
+	return BridgeList{each(bridges, wireBridge)}, nil
+}
+
+func (s *Server) oneBridge(r *request) (any, *Error) {
+	bridges, err := s.sw.BridgeList(r.Context())
+	if err != nil {
+		return nil, errorFrom(err)
+	}
+	names := make([]string, len(bridges))
+	for i, b := range bridges {
+		if b.Name == r.name {
+			return wireBridge(b), nil
+		}
+		names[i] = b.Name
+	}
+	return nil, unknownName("bridge", r.name, names)
 }
 
 func (s *Server) routes(r *request) (any, *Error) {

@@ -28,11 +28,15 @@ const (
 	askTimeout = 10 * time.Second // for the switch to answer a question
 	doTimeout  = 60 * time.Second // for the switch to carry out a command
 
+	applyTimeout = 80 * time.Second // for a whole configuration; below write
+
 	maxHeaderBytes = 8 << 10
 	maxBodyBytes   = 64 << 10
+	maxConfigBytes = 3 << 20 // a configuration of config.MaxBytes, as JSON
 	maxURLBytes    = 2 << 10
-	maxNameBytes   = 64  // of an adapter, bundle or bridge
-	maxWhyBytes    = 256 // of a reason given with a command
+	maxNATFlows    = 10_000 // listed in one answer
+	maxNameBytes   = 64     // of an adapter, bundle or bridge
+	maxWhyBytes    = 256    // of a reason given with a command
 
 	followBatch = 256 // events per write
 

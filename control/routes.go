@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ type route struct {
 	path   string   // "{name}" stands for one name
 	params []string // that the query may have
 	limit  time.Duration
+	body   int64                                     // bytes that it may have; 0: maxBodyBytes
 	do     func(s *Server, r *request) (any, *Error) // the answer, to be written as JSON
 	stream func(s *Server, w http.ResponseWriter, r *request) *Error
 }
@@ -29,23 +31,44 @@ type route struct {
 // routes is everything that the server does.
 func routes() []route {
 	const get, post = http.MethodGet, http.MethodPost
-	return []route{
+	all := []route{
 		{method: get, path: "/v1/version", limit: askTimeout, do: (*Server).version},
 		{method: get, path: "/v1/adapters", limit: askTimeout, do: (*Server).adapters},
 		{method: get, path: "/v1/adapters/{name}", limit: askTimeout, do: (*Server).adapter},
-		{method: post, path: "/v1/adapters/{name}/remove", limit: doTimeout, do: (*Server).removeAdapter},
+		{method: post, path: "/v1/adapters", limit: doTimeout, do: (*Server).addAdapter},
 		{method: get, path: "/v1/bundles", limit: askTimeout, do: (*Server).bundles},
 		{method: get, path: "/v1/bundles/{name}", limit: askTimeout, do: (*Server).bundle},
 		{method: post, path: "/v1/bundles/{name}/promote", limit: doTimeout, do: (*Server).promote},
 		{method: get, path: "/v1/bindings", limit: askTimeout, do: (*Server).bindings},
 		{method: get, path: "/v1/fdb", params: []string{"bridge"}, limit: askTimeout, stream: (*Server).fdb},
+		{method: get, path: "/v1/filters", limit: askTimeout, do: (*Server).filters},
+		{method: post, path: "/v1/filters/insert", limit: doTimeout, do: (*Server).insertFilter},
+		{method: post, path: "/v1/filters/remove", limit: doTimeout, do: (*Server).removeFilter},
+		{method: get, path: "/v1/bridges", limit: askTimeout, do: (*Server).bridges},
+		{method: get, path: "/v1/bridges/{name}", limit: askTimeout, do: (*Server).oneBridge},
 		{method: get, path: "/v1/interfaces", limit: askTimeout, do: (*Server).interfaces},
+		{method: get, path: "/v1/interfaces/{name}", limit: askTimeout, do: (*Server).oneInterface},
 		{method: get, path: "/v1/routes", limit: askTimeout, do: (*Server).routes},
+		{method: post, path: "/v1/routes/add", limit: doTimeout, do: (*Server).addRoute},
+		{method: post, path: "/v1/routes/delete", limit: doTimeout, do: (*Server).deleteRoute},
 		{method: get, path: "/v1/neighbors", limit: askTimeout, do: (*Server).neighbors},
+		{method: get, path: "/v1/nat", params: []string{"limit", "address", "interface"}, limit: askTimeout, do: (*Server).nat},
+		{method: post, path: "/v1/nat/flush", limit: doTimeout, do: (*Server).flushNAT},
+		{method: get, path: "/v1/faults", limit: askTimeout, do: (*Server).faults},
+		{method: get, path: "/v1/faults/kinds", limit: askTimeout, do: (*Server).faultKinds},
+		{method: post, path: "/v1/faults", params: []string{"attached"}, stream: (*Server).inject},
+		{method: post, path: "/v1/faults/clear", limit: doTimeout, do: (*Server).clearFaults},
 		{method: get, path: "/v1/stats", limit: askTimeout, do: (*Server).stats},
 		{method: get, path: "/v1/events", params: []string{"after", "follow"}, stream: (*Server).events},
 		{method: get, path: "/v1/config", limit: askTimeout, stream: (*Server).config},
+		{method: post, path: "/v1/config/apply", limit: applyTimeout, body: maxConfigBytes, do: (*Server).apply},
 	}
+	for _, op := range AdapterOps {
+		all = append(all, route{method: post, path: "/v1/adapters/{name}/" + string(op), limit: doTimeout, do: func(s *Server, r *request) (any, *Error) {
+			return s.operate(r, op)
+		}})
+	}
+	return all
 }
 
 // request is a request that has been checked.
@@ -155,9 +178,10 @@ func match(w http.ResponseWriter, hr *http.Request) (*route, *request, *Error) {
 			return nil, nil, badRequest("", "parameter %s is given %d times", quote(key), len(values))
 		}
 	}
-	r.body, err = io.ReadAll(http.MaxBytesReader(w, hr.Body, maxBodyBytes))
+	most := cmp.Or(rt.body, maxBodyBytes)
+	r.body, err = io.ReadAll(http.MaxBytesReader(w, hr.Body, most))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, nil, &Error{http.StatusRequestEntityTooLarge, CodeTooLarge, fmt.Sprintf("the body has more than %d bytes", maxBodyBytes), ""}
+		return nil, nil, &Error{http.StatusRequestEntityTooLarge, CodeTooLarge, fmt.Sprintf("the body has more than %d bytes", most), ""}
 	} else if err != nil {
 		return nil, nil, badRequest("", "read the body: %v", err)
 	}

@@ -167,6 +167,7 @@ func (l *listener) Accept() (net.Conn, error) {
 // conn is a connection that knows whether it is served.
 type conn struct {
 	*net.UnixConn
+	who     peer
 	refusal *Error // nil: served
 	slots   *atomic.Int32
 	once    sync.Once
@@ -181,10 +182,10 @@ func (c *conn) Close() error {
 // admit decides about a new connection. Those that are not served may ask one
 // question and hear why; nil when there are too many of them already.
 func (s *Server) admit(c *net.UnixConn) *conn {
-	refusal := s.refusal(c)
+	who, refusal := s.refusal(c)
 	if refusal == nil {
 		if s.conns.Add(1) <= s.limits.conns {
-			return &conn{UnixConn: c, slots: &s.conns}
+			return &conn{UnixConn: c, who: who, slots: &s.conns}
 		}
 		s.conns.Add(-1)
 		refusal = &Error{http.StatusServiceUnavailable, CodeBusy, fmt.Sprintf("more than %d connections", s.limits.conns), "try again, or end some of them"}
@@ -196,14 +197,14 @@ func (s *Server) admit(c *net.UnixConn) *conn {
 	return nil
 }
 
-func (s *Server) refusal(c *net.UnixConn) *Error {
+func (s *Server) refusal(c *net.UnixConn) (peer, *Error) {
 	p, err := peerOf(c)
 	if err == nil {
 		err = s.access.refuse(p)
 	}
 	if err == nil {
-		return nil
+		return p, nil
 	}
 	s.log.Warn("connection refused", zap.Uint32("uid", p.uid), zap.Int32("pid", p.pid), zap.Error(err))
-	return &Error{http.StatusForbidden, CodeForbidden, err.Error(), "ask as the user of the switch, as root, or as a member of the group in [control]"}
+	return p, &Error{http.StatusForbidden, CodeForbidden, err.Error(), "ask as the user of the switch, as root, or as a member of the group in [control]"}
 }

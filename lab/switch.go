@@ -9,6 +9,8 @@ import (
 
 	"github.com/seed-b14e907b/vswitch"
 	"github.com/seed-b14e907b/vswitch/config"
+	"github.com/seed-b14e907b/vswitch/control"
+	"github.com/seed-b14e907b/vswitch/filters/fault"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
@@ -29,10 +31,11 @@ func (l *Lab) StartSwitch(ctx context.Context, toml string, log *zap.Logger) (*S
 		log = zap.NewNop()
 	}
 	drivers := vswitch.Drivers(log)
-	cfg, err := config.Parse("lab.toml", []byte(toml), drivers)
+	cfg, err := config.Parse("lab.toml", []byte(toml), drivers, vswitch.Filters()...)
 	if err != nil {
 		return nil, l.check(fmt.Errorf("lab: switch: %w", err))
 	}
+	cfg.Fault.Allow = true // this is what a lab is for
 	sw, err := vswitch.New(vswitch.Options{Config: cfg, Logger: log, Drivers: drivers})
 	if err != nil {
 		return nil, l.check(fmt.Errorf("lab: switch: %w", err))
@@ -62,6 +65,28 @@ func (s *Switch) Stop() error {
 	s.cancel()
 	<-s.ended
 	return s.err
+}
+
+// Break injects a fault on an adapter, in one line:
+//
+//	end, err := sw.Break(ctx, "drop", "wan0", "chance=10%", "direction=rx")
+//
+// What there is to break is listed by `vswitch inject kinds`; the words are its
+// parameters, and direction, for and seed. The fault ends with end, or by itself.
+func (s *Switch) Break(ctx context.Context, kind, on string, words ...string) (end func() error, err error) {
+	spec, err := fault.ParseSpec(kind, append([]string{"on=" + on}, words...)...)
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	spec.Owner = "lab"
+	lease, err := s.InjectFault(ctx, spec)
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	return func() error {
+		_, err := s.ClearFaults(context.WithoutCancel(ctx), control.FaultMatch{ID: lease.ID})
+		return err
+	}, nil
 }
 
 // WaitEvent returns the first event numbered above after for which match is

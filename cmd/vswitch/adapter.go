@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
+	"github.com/pelletier/go-toml/v2"
 	"github.com/urfave/cli/v2"
 
 	"github.com/seed-b14e907b/vswitch/control"
@@ -29,17 +31,63 @@ func adapterCommand() *cli.Command {
 					return a, func(w io.Writer) { printAdapter(w, a) }, err
 				},
 			}.build(),
-			command{
-				name: "remove", usage: "halt an adapter, and forget it until the next start", args: []string{"NAME"},
-				example: `vswitch adapter remove --why "cable goes" lan0`,
-				flags:   []cli.Flag{&cli.StringFlag{Name: "why", Usage: "`REASON` for the event log"}},
-				do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
-					err := sw.RemoveAdapter(ctx, args[0], c.String("why"))
-					return nil, func(w io.Writer) { fmt.Fprintf(w, "adapter %s removed\n", args[0]) }, err
-				},
-			}.build(),
+			addAdapter(),
+			operation(control.OpStart, "started", "bring an adapter up: one that was stopped, paused, or has failed", "vswitch adapter start lan0"),
+			operation(control.OpStop, "stopped", "halt an adapter and keep it for a later start", `vswitch adapter stop --why "new cable" lan0`),
+			operation(control.OpPause, "paused", "stop its frames, and leave everybody bound; start goes on", "vswitch adapter pause lan0"),
+			operation(control.OpRestart, "restarted", "pause an adapter and start it again", "vswitch adapter restart lan0"),
+			operation(control.OpReset, "reset", "set its device up anew, while everybody stays bound", "vswitch adapter reset wan0"),
+			operation(control.OpSuspend, "suspended", "put an adapter to sleep, with everybody left bound", "vswitch adapter suspend wan0"),
+			operation(control.OpResume, "resumed", "wake an adapter", "vswitch adapter resume wan0"),
+			operation(control.OpRemove, "removed", "ask those above, halt an adapter, and forget it until the next start", `vswitch adapter remove --why "cable goes" lan0`,
+				&cli.BoolFlag{Name: "force", Usage: "although somebody refuses"}),
 		},
 	}
+}
+
+// operation is a command that does one thing to an adapter.
+func operation(op control.AdapterOp, done, usage, example string, flags ...cli.Flag) *cli.Command {
+	return command{
+		name: string(op), usage: usage, args: []string{"NAME"}, example: example,
+		flags: append(flags, &cli.StringFlag{Name: "why", Usage: "`REASON` for the event log"}),
+		do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
+			err := sw.Operate(ctx, op, args[0], c.String("why"), c.Bool("force"))
+			return nil, func(w io.Writer) { fmt.Fprintf(w, "adapter %s %s\n", args[0], done) }, err
+		},
+	}.build()
+}
+
+func addAdapter() *cli.Command {
+	return command{
+		name: "add", usage: "add an adapter to the running switch, and start it", args: []string{"NAME", "[KEY=VALUE ...]"}, rest: true,
+		example: "vswitch adapter add --driver afpacket wan2 interface=eth3 ring_mib=16",
+		flags:   []cli.Flag{&cli.StringFlag{Name: "driver", Required: true, Usage: "`KIND` of device: see [adapter.NAME] in `vswitch config default`"}},
+		do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
+			settings := map[string]any{}
+			for _, arg := range args[1:] {
+				key, text, ok := strings.Cut(arg, "=")
+				if !ok || key == "" {
+					return nil, nil, badInputf("%s: %q is not KEY=VALUE", c.Command.HelpName, arg)
+				}
+				if _, twice := settings[key]; twice {
+					return nil, nil, badInputf("%s: %s is given twice", c.Command.HelpName, key)
+				}
+				settings[key] = settingOf(text)
+			}
+			err := sw.AddAdapter(ctx, control.AdapterSettings{Name: args[0], Driver: c.String("driver"), Settings: settings})
+			return nil, func(w io.Writer) { fmt.Fprintf(w, "adapter %s added\n", args[0]) }, err
+		},
+	}.build()
+}
+
+// settingOf gives a value from the command line the type that it would have in
+// config.toml: a number, a truth, a list in brackets, or text.
+func settingOf(text string) any {
+	var v struct{ V any }
+	if toml.Unmarshal([]byte("V = "+text), &v) == nil && v.V != nil {
+		return v.V
+	}
+	return text
 }
 
 func bindingCommand() *cli.Command {
@@ -72,6 +120,13 @@ func printAdapter(w io.Writer, a control.Adapter) {
 	l.add("cause", a.Cause)
 	l.add("oper", a.Oper)
 	l.add("last halt", a.LastHalt)
+	l.add("health", a.Health)
+	if a.Resets > 0 {
+		l.add("resets", a.Resets)
+	}
+	if a.Suspended {
+		l.add("suspended", "until `vswitch adapter resume "+a.Name+"`")
+	}
 	if a.Waiting {
 		l.add("waiting", "for its device to come back")
 	}

@@ -31,13 +31,18 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			adapterCommand(),
 			bundleCommand(),
 			bindingCommand(),
+			filterCommand(),
 			bridgeCommand(),
 			interfaceCommand(),
 			routeCommand(),
 			neighborCommand(),
+			natCommand(),
+			injectCommand(),
 			eventsCommand(),
 			statsCommand(),
 			versionCommand(),
+			completionCommand(),
+			manCommand(),
 		},
 		Action:               group,
 		OnUsageError:         usageError,
@@ -52,7 +57,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		for _, c := range commands {
 			c.OnUsageError = usageError
 			c.HideHelpCommand = true // it would take the place of something that is called help
-			if len(c.Subcommands) > 0 {
+			if len(c.Subcommands) > 0 && c.Action == nil {
 				c.Action = group
 			}
 			manners(c.Subcommands)
@@ -104,6 +109,15 @@ func usageError(c *cli.Context, err error, _ bool) error {
 // arguments checks that a command has exactly the arguments named, and returns
 // them.
 func arguments(c *cli.Context, names ...string) ([]string, error) {
+	args, err := argumentsAndMore(c, names...)
+	if err == nil && len(args) > len(names) {
+		return nil, badInputf("%s: unexpected argument %q", c.Command.HelpName, args[len(names)])
+	}
+	return args, err
+}
+
+// argumentsAndMore is arguments for a command that takes more behind them.
+func argumentsAndMore(c *cli.Context, names ...string) ([]string, error) {
 	args := c.Args().Slice()
 	for i, a := range args {
 		if a != "-" && strings.HasPrefix(a, "-") {
@@ -113,11 +127,8 @@ func arguments(c *cli.Context, names ...string) ([]string, error) {
 			return nil, badInputf("%s: flag %s must come before %s", c.Command.HelpName, a, names[0])
 		}
 	}
-	switch {
-	case len(args) < len(names):
+	if len(args) < len(names) {
 		return nil, badInputf("%s: %s is missing: %s %s", c.Command.HelpName, names[len(args)], c.Command.HelpName, strings.Join(names, " "))
-	case len(args) > len(names):
-		return nil, badInputf("%s: unexpected argument %q", c.Command.HelpName, args[len(names)])
 	}
 	return args, nil
 }
@@ -126,6 +137,7 @@ func arguments(c *cli.Context, names ...string) ([]string, error) {
 type command struct {
 	name, usage string
 	args        []string // names of its arguments
+	rest        bool     // the last of them stands for any number
 	example     string
 	flags       []cli.Flag
 	// do asks and returns the answer for --json, and how to print it for
@@ -137,7 +149,11 @@ func (q command) build() *cli.Command {
 	return &cli.Command{
 		Name: q.name, Usage: q.usage, ArgsUsage: strings.Join(q.args, " "), Description: example(q.example), Flags: q.flags,
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, q.args...)
+			check, names := arguments, q.args
+			if q.rest {
+				check, names = argumentsAndMore, q.args[:len(q.args)-1]
+			}
+			args, err := check(c, names...)
 			if err != nil {
 				return err
 			}

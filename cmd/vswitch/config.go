@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/urfave/cli/v2"
@@ -23,6 +25,22 @@ func configCommand() *cli.Command {
 				Name: "check", Usage: "find everything wrong with a file; touches no device", ArgsUsage: "FILE",
 				Description: example("vswitch config check my.toml"), Flags: []cli.Flag{jsonFlag()}, Action: checkConfig,
 			},
+			command{
+				name: "apply", usage: "turn the running switch into what a file says; ports that stay as they are lose no frame", args: []string{"FILE"},
+				example: "vswitch config apply --dry-run my.toml",
+				flags:   []cli.Flag{&cli.BoolFlag{Name: "dry-run", Usage: "only say what that takes"}, jsonFlag()},
+				do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
+					if _, err := loadConfig(args[0]); err != nil {
+						return nil, nil, err // with the file's name, and every error at once
+					}
+					text, err := os.ReadFile(args[0])
+					if err != nil {
+						return nil, nil, badInput{err}
+					}
+					plan, err := sw.Apply(ctx, text, c.Bool("dry-run"))
+					return plan, func(w io.Writer) { printPlan(w, plan) }, err
+				},
+			}.build(),
 			command{
 				name: "show", usage: "the configuration in force, with every default", example: "vswitch config show", flags: []cli.Flag{jsonFlag()},
 				do: func(ctx context.Context, sw *control.Client, _ *cli.Context, _ []string) (any, func(io.Writer), error) {
@@ -48,6 +66,29 @@ func configCommand() *cli.Command {
 				},
 			},
 		},
+	}
+}
+
+func printPlan(w io.Writer, p control.Plan) {
+	for _, r := range p.Refused {
+		fmt.Fprintf(w, "refused: %s: needs a restart of the process\n", plain(r))
+	}
+	for _, s := range p.Steps {
+		fmt.Fprintln(w, plain(s.Text))
+		for _, c := range s.Changes {
+			fmt.Fprintf(w, "    %s\n", plain(c))
+		}
+		if len(s.Disrupts) > 0 {
+			fmt.Fprintf(w, "    loses frames or connections: %s\n", plain(strings.Join(s.Disrupts, ", ")))
+		}
+	}
+	switch {
+	case len(p.Steps)+len(p.Refused) == 0:
+		fmt.Fprintln(w, "nothing to change")
+	case p.Applied:
+		fmt.Fprintf(w, "applied: %d steps\n", len(p.Steps))
+	default:
+		fmt.Fprintf(w, "not applied: %d steps\n", len(p.Steps))
 	}
 }
 
@@ -87,7 +128,7 @@ func checkConfig(c *cli.Context) error {
 
 // loadConfig reads and checks a file.
 func loadConfig(path string) (*config.Config, error) {
-	cfg, err := config.Load(path, vswitch.Drivers(zap.NewNop()))
+	cfg, err := config.Load(path, vswitch.Drivers(zap.NewNop()), vswitch.Filters()...)
 	if err != nil {
 		return nil, badInput{err}
 	}
@@ -106,6 +147,8 @@ func inventory(c *config.Config) string {
 		{len(c.Bridges), "bridge", "bridges"},
 		{len(c.Interfaces), "interface", "interfaces"},
 		{len(c.Routes), "route", "routes"},
+		{len(c.Forwards), "forward", "forwards"},
+		{len(c.Filters), "filter", "filters"},
 	} {
 		if k.n == 0 {
 			continue

@@ -17,6 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"go.uber.org/zap"
 
+	"github.com/seed-b14e907b/vswitch/control"
 	"github.com/seed-b14e907b/vswitch/lab"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
@@ -51,6 +52,7 @@ addresses = ["10.77.1.1/24", "fd00:77:1::1/64"]
 [interface.outside]
 on = "wan"
 addresses = ["10.77.2.1/24", "fd00:77:2::1/64"]
+masquerade = true
 `
 
 // demoTeam is what a team has and an ndis5 bundle has not: a fail-back, held
@@ -83,6 +85,7 @@ type demoBaseline struct {
 	RTTMs        float64  `json:"rtt_ms"`
 	Lost         demoLost `json:"lost"`
 	TCPMbitPerS  float64  `json:"tcp_mbit_per_s"`
+	NATFlows     int      `json:"nat_flows"` // masqueraded at the moment
 }
 
 type demoFailover struct {
@@ -243,7 +246,7 @@ func (d *demo) build() error {
 	}
 	return errors.Join(
 		d.server.AddAddr("br0", "10.77.2.2/24", "fd00:77:2::2/64"),
-		d.server.Route("10.77.1.0/24", "10.77.2.1"),
+		// Of the client's IPv4 network the server knows nothing: it is masqueraded.
 		d.server.Route("fd00:77:1::/64", "fd00:77:2::1"),
 	)
 }
@@ -304,10 +307,16 @@ func (d *demo) actTeam(ctx context.Context) error {
 		EchoSent: ping.Sent, EchoAnswered: ping.Received, RTTMs: ms(median(ping.RTTs)), Lost: lost(base),
 		TCPMbitPerS: mbit(baseTCP.AtoB.Received+baseTCP.BtoA.Received, baseTCP.Elapsed),
 	}
+	table, err := sw.NAT(ctx, control.NATMatch{}, 0)
+	if err != nil {
+		return err
+	}
+	d.report.Baseline.NATFlows = table.Total
 	d.printf("1. Traffic from client to server and back\n")
 	d.printf("   echo       %d of %d answered, median %.2f ms\n", ping.Received, ping.Sent, d.report.Baseline.RTTMs)
 	d.printf("   UDP 1 kHz  lost %d to the server, %d to the client\n", base.AtoB.Lost, base.BtoA.Lost)
-	d.printf("   TCP        %.0f Mbit/s both ways together, every byte checked\n\n", d.report.Baseline.TCPMbitPerS)
+	d.printf("   TCP        %.0f Mbit/s both ways together, every byte checked\n", d.report.Baseline.TCPMbitPerS)
+	d.printf("   NAT        %d flows masqueraded: the server sees 10.77.2.1, and has no way to 10.77.1.0/24\n\n", table.Total)
 
 	// The primary uplink's device goes.
 	mark := lastEvent(sw)

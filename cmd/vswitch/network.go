@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 
@@ -37,7 +39,24 @@ func bridgeCommand() *cli.Command {
 	}
 	return &cli.Command{
 		Name: "bridge", Usage: "learning switches", Description: example("vswitch bridge fdb"),
-		Subcommands: []*cli.Command{all},
+		Subcommands: []*cli.Command{
+			command{
+				name: "list", usage: "list all bridges", example: "vswitch bridge list", flags: []cli.Flag{jsonFlag()},
+				do: func(ctx context.Context, sw *control.Client, _ *cli.Context, _ []string) (any, func(io.Writer), error) {
+					bridges, err := sw.Bridges(ctx)
+					return control.BridgeList{Bridges: bridges}, func(w io.Writer) { printBridges(w, bridges) }, err
+				},
+			}.build(),
+			command{
+				name: "show", usage: "tell about one bridge: ports, VLANs, multicast groups", args: []string{"NAME"}, example: "vswitch bridge show lan",
+				flags: []cli.Flag{jsonFlag()},
+				do: func(ctx context.Context, sw *control.Client, _ *cli.Context, args []string) (any, func(io.Writer), error) {
+					b, err := sw.Bridge(ctx, args[0])
+					return b, func(w io.Writer) { printBridge(w, b) }, err
+				},
+			}.build(),
+			all,
+		},
 	}
 }
 
@@ -49,6 +68,12 @@ func interfaceCommand() *cli.Command {
 			do: func(ctx context.Context, sw *control.Client, _ *cli.Context, _ []string) (any, func(io.Writer), error) {
 				interfaces, err := sw.Interfaces(ctx)
 				return control.InterfaceList{Interfaces: interfaces}, func(w io.Writer) { printInterfaces(w, interfaces) }, err
+			},
+		}.build(), command{
+			name: "show", usage: "tell everything about one interface", args: []string{"NAME"}, example: "vswitch interface show wan", flags: []cli.Flag{jsonFlag()},
+			do: func(ctx context.Context, sw *control.Client, _ *cli.Context, args []string) (any, func(io.Writer), error) {
+				i, err := sw.Interface(ctx, args[0])
+				return i, func(w io.Writer) { printInterface(w, i) }, err
 			},
 		}.build()},
 	}
@@ -63,8 +88,29 @@ func routeCommand() *cli.Command {
 				routes, err := sw.Routes(ctx)
 				return control.RouteList{Routes: routes}, func(w io.Writer) { printRoutes(w, routes) }, err
 			},
-		}.build()},
+		}.build(),
+			changeRoute("add", "added", "add a static route", (*control.Client).AddRoute),
+			changeRoute("del", "deleted", "take a static route away", (*control.Client).DeleteRoute),
+		},
 	}
+}
+
+func changeRoute(name, done, usage string, do func(*control.Client, context.Context, control.RouteSettings) error) *cli.Command {
+	return command{
+		name: name, usage: usage, args: []string{"TO"}, example: "vswitch route " + name + " --via 192.0.2.1 203.0.113.0/24",
+		flags: []cli.Flag{
+			&cli.StringFlag{Name: "via", Usage: "the next router's `ADDRESS`; without it TO is on the link"},
+			&cli.StringFlag{Name: "interface", Usage: "`NAME` of the interface towards it"},
+			&cli.UintFlag{Name: "metric", Usage: "the lowest `NUMBER` of the routes to a prefix wins"},
+		},
+		do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
+			if c.Uint("metric") > math.MaxUint32 {
+				return nil, nil, badInputf("%s: --metric %d: more than %d", c.Command.HelpName, c.Uint("metric"), uint32(math.MaxUint32))
+			}
+			err := do(sw, ctx, control.RouteSettings{To: args[0], Via: c.String("via"), Interface: c.String("interface"), Metric: uint32(c.Uint("metric"))})
+			return nil, func(w io.Writer) { fmt.Fprintf(w, "route to %s %s\n", args[0], done) }, err
+		},
+	}.build()
 }
 
 func neighborCommand() *cli.Command {
@@ -90,6 +136,76 @@ func printFDB(w io.Writer, entries []control.FDBEntry) {
 		t.add(e.MAC, e.Port, age, yesNo(e.Local))
 	}
 	t.print(w)
+}
+
+func printBridges(w io.Writer, bridges []control.Bridge) {
+	t := newTable("NAME", "MAC", "VLAN>", "SNOOPING", "PORTS")
+	for _, b := range bridges {
+		var ports []string
+		for _, p := range b.Ports {
+			ports = append(ports, p.Name+"="+p.State)
+		}
+		t.add(b.Name, b.MAC, b.VLAN, yesNo(b.Snooping), strings.Join(ports, " "))
+	}
+	t.print(w)
+}
+
+func printBridge(w io.Writer, b control.Bridge) {
+	var l list
+	l.add("name", b.Name)
+	l.add("mac", b.MAC)
+	if b.VLAN > 0 {
+		l.add("vlan", b.VLAN)
+	}
+	snooping := yesNo(b.Snooping)
+	if b.Snooping && !b.Querier {
+		snooping += ", and flooding: no querier was heard"
+	}
+	l.add("snooping", snooping)
+	l.print(w)
+	fmt.Fprintln(w)
+	t := newTable("PORT", "STATE", "VLAN", "ADDRESSES>", "LIMIT>", "ROUTER")
+	for _, p := range b.Ports {
+		vlan := ""
+		switch {
+		case p.Access > 0:
+			vlan = fmt.Sprintf("access %d", p.Access)
+		case p.Trunk != "":
+			vlan = "trunk " + p.Trunk
+			if p.Native > 0 {
+				vlan += fmt.Sprintf(" native %d", p.Native)
+			}
+		}
+		limit := "-"
+		if p.MACLimit > 0 {
+			limit = fmt.Sprint(p.MACLimit)
+		}
+		t.add(p.Name, p.State, vlan, p.Addresses, limit, yesNo(p.Router))
+	}
+	t.print(w)
+	if len(b.Groups) > 0 {
+		fmt.Fprintln(w)
+		t := newTable("GROUP", "VLAN>", "PORTS")
+		for _, g := range b.Groups {
+			t.add(g.Address, g.VLAN, strings.Join(g.Ports, " "))
+		}
+		t.print(w)
+	}
+}
+
+func printInterface(w io.Writer, i control.Interface) {
+	var l list
+	l.add("name", i.Name)
+	l.add("on", i.On)
+	l.add("adapter", i.Adapter)
+	l.add("up", yesNo(i.Up))
+	l.add("link", linkText(i.Link))
+	l.add("mac", i.MAC)
+	l.add("mtu", i.MTU)
+	for _, a := range i.Addresses {
+		l.add("address", a)
+	}
+	l.print(w)
 }
 
 func printInterfaces(w io.Writer, interfaces []control.Interface) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -30,7 +31,8 @@ const stopLimit = 20 * time.Second
 func runCommand() *cli.Command {
 	return &cli.Command{
 		Name: "run", Usage: "run a switch until SIGTERM or ^C",
-		Description: "Prints one line when everything is up. The first SIGTERM, SIGINT or SIGHUP halts everything in order; the second ends the program at once.\n\n" +
+		Description: "Prints one line when everything is up. The first SIGTERM or SIGINT halts everything in order; the second ends the program at once. " +
+			"SIGHUP reads the configuration again and changes what is different in it, as `vswitch config apply` does.\n\n" +
 			example("vswitch run --config my.toml"),
 		Flags:  []cli.Flag{&cli.StringFlag{Name: "config", Usage: "configuration `FILE` (default: " + systemConfig + ")"}},
 		Action: runSwitch,
@@ -52,12 +54,12 @@ func runSwitch(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(cfg.Log, c.App.ErrWriter)
+	log, level, err := newLogger(cfg.Log, c.App.ErrWriter)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Sync() }() // a terminal cannot be synced
-	sw, err := vswitch.New(vswitch.Options{Config: cfg, Logger: log})
+	sw, err := vswitch.New(vswitch.Options{Config: cfg, Logger: log, Level: level})
 	if err != nil {
 		return badInput{err}
 	}
@@ -73,24 +75,46 @@ func runSwitch(c *cli.Context) error {
 	if err != nil {
 		return badInput{err}
 	}
-	return runUntilSignal(c.Context, sw, ctl, log, func() {
+	tell := supervisor{log.Named("supervisor")}
+	reload := func(ctx context.Context) {
+		tell.reloading()
+		plan, err := reloadConfig(ctx, sw, path)
+		if err != nil {
+			log.Error("configuration not applied; the switch runs on as it was", zap.String("file", path), zap.Error(err))
+		} else {
+			log.Info("configuration applied", zap.String("file", path), zap.Int("steps", len(plan.Steps)))
+		}
+		tell.ready("running")
+	}
+	return runUntilSignal(c.Context, sw, ctl, log, reload, func() {
 		fmt.Fprintf(c.App.Writer, "vswitch ready: %s; control on %s\n", inventory(cfg), ctl.Socket())
+		tell.ready(inventory(cfg))
 	})
 }
 
-// runUntilSignal runs the switch and its control server until the first signal,
-// which ends told, or SIGHUP. The server is there until the switch has ended, so
-// that one can see it start and stop.
-func runUntilSignal(told context.Context, sw *vswitch.Switch, ctl *control.Server, log *zap.Logger, ready func()) error {
-	signals := []os.Signal{unix.SIGINT, unix.SIGTERM}
-	if !signal.Ignored(unix.SIGHUP) { // as it is under nohup
-		signals = append(signals, unix.SIGHUP)
-		var stop context.CancelFunc
-		told, stop = signal.NotifyContext(told, unix.SIGHUP)
-		defer stop()
+// reloadConfig turns the running switch into what the file at path says now.
+func reloadConfig(ctx context.Context, sw *vswitch.Switch, path string) (control.Plan, error) {
+	if _, err := loadConfig(path); err != nil {
+		return control.Plan{}, err // with the file's name
 	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return control.Plan{}, err
+	}
+	return sw.Apply(ctx, text, false)
+}
+
+// runUntilSignal runs the switch and its control server until the first signal,
+// which ends told. The server is there until the switch has ended, so that one
+// can see it start and stop. SIGHUP calls reload, one at a time.
+func runUntilSignal(told context.Context, sw *vswitch.Switch, ctl *control.Server, log *zap.Logger, reload func(context.Context), ready func()) error {
 	first, again := told.Done(), make(chan os.Signal, 1)
 	defer signal.Stop(again)
+	hangup := make(chan os.Signal, 1)
+	if !signal.Ignored(unix.SIGHUP) { // as it is under nohup
+		signal.Notify(hangup, unix.SIGHUP)
+		defer signal.Stop(hangup)
+	}
 
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -99,6 +123,21 @@ func runUntilSignal(told context.Context, sw *vswitch.Switch, ctl *control.Serve
 	served, ended := make(chan error, 1), make(chan error, 1)
 	go func() { served <- ctl.Serve(serveCtx) }() // "control": ends with serveCtx
 	go func() { ended <- sw.Run(ctx, ready) }()   // "switch": ends after stop, or by itself
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer stop()
+	tell := supervisor{log.Named("supervisor")}
+	parts.Go(func() { tell.watch(ctx, sw) }) // "watchdog": ends with ctx
+	parts.Go(func() {                        // "reload": ends with ctx
+		for {
+			select {
+			case <-hangup:
+				reload(ctx)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
 
 	var limit <-chan time.Time
 	for {
@@ -123,7 +162,8 @@ func runUntilSignal(told context.Context, sw *vswitch.Switch, ctl *control.Serve
 			log.Error("control server ended", zap.Error(err))
 		case <-first:
 			first = nil
-			signal.Notify(again, signals...)
+			signal.Notify(again, unix.SIGINT, unix.SIGTERM)
+			tell.stopping()
 			log.Info("stopping; another signal ends the program at once", zap.NamedError("reason", context.Cause(told)), zap.Duration("limit", stopLimit))
 			timer := time.NewTimer(stopLimit)
 			defer timer.Stop()
@@ -137,11 +177,11 @@ func runUntilSignal(told context.Context, sw *vswitch.Switch, ctl *control.Serve
 	}
 }
 
-// newLogger logs to w, a line at a time.
-func newLogger(o config.Log, w io.Writer) (*zap.Logger, error) {
-	level, err := zapcore.ParseLevel(o.Level)
+// newLogger logs to w, a line at a time, as much as the level says at the moment.
+func newLogger(o config.Log, w io.Writer) (*zap.Logger, *zap.AtomicLevel, error) {
+	level, err := zap.ParseAtomicLevel(o.Level)
 	if err != nil {
-		return nil, badInputf("log.level: %w", err)
+		return nil, nil, badInputf("log.level: %w", err)
 	}
 	e := zap.NewProductionEncoderConfig()
 	e.EncodeTime = zapcore.ISO8601TimeEncoder
@@ -151,5 +191,5 @@ func newLogger(o config.Log, w io.Writer) (*zap.Logger, error) {
 		e.EncodeLevel = zapcore.CapitalLevelEncoder
 		encoder = zapcore.NewConsoleEncoder(e)
 	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)), nil
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)), &level, nil
 }
