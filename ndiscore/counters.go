@@ -7,6 +7,7 @@ import "sync/atomic"
 type shard struct {
 	rxFrames, rxBytes    atomic.Uint64
 	forwarded, delivered atomic.Uint64
+	held, released       atomic.Uint64 // by filters, to be passed on later; and passed on
 	txFrames, txBytes    atomic.Uint64
 	txSegments           atomic.Uint64
 	rxDropped, txDropped [dropReasons]atomic.Uint64
@@ -14,14 +15,16 @@ type shard struct {
 
 // Counters is what an adapter has seen since it was added. Received frames end
 // in exactly one of forwarded, delivered and dropped, so
-// RxFrames = Forwarded + Delivered + the sum of RxDropped. Frames to be sent
-// end in TxFrames or TxDropped; TxSegments of the TxFrames were made here, by
-// cutting super-frames for a device that could not.
+// RxFrames = Forwarded + Delivered + RxHeld + the sum of RxDropped. RxHeld are
+// those that a filter will pass on later; then they end in one of the others.
+// Frames to be sent end in TxFrames or TxDropped; TxSegments of the TxFrames were
+// made here, by cutting super-frames for a device that could not.
 type Counters struct {
 	RxFrames   uint64            `json:"rx_frames"`
 	RxBytes    uint64            `json:"rx_bytes"`
 	Forwarded  uint64            `json:"rx_forwarded"`
 	Delivered  uint64            `json:"rx_delivered"`
+	RxHeld     uint64            `json:"rx_held,omitempty"`
 	RxDropped  map[string]uint64 `json:"rx_dropped,omitempty"`
 	TxFrames   uint64            `json:"tx_frames"`
 	TxBytes    uint64            `json:"tx_bytes"`
@@ -43,6 +46,7 @@ func (s *slot) shard(w *Worker) *shard {
 
 func (s *slot) counters() Counters {
 	c := Counters{RxDropped: map[string]uint64{}, TxDropped: map[string]uint64{}}
+	var held, released uint64
 	for i := range s.shards {
 		h := s.shards[i].Load()
 		if h == nil {
@@ -52,6 +56,8 @@ func (s *slot) counters() Counters {
 		c.RxBytes += h.rxBytes.Load()
 		c.Forwarded += h.forwarded.Load()
 		c.Delivered += h.delivered.Load()
+		held += h.held.Load()
+		released += h.released.Load()
 		c.TxFrames += h.txFrames.Load()
 		c.TxBytes += h.txBytes.Load()
 		c.TxSegments += h.txSegments.Load()
@@ -64,6 +70,7 @@ func (s *slot) counters() Counters {
 			}
 		}
 	}
+	c.RxHeld = held - min(held, released) // which were read one after the other
 	if d, ok := optional[Statser](s.adapter); ok {
 		c.Device = d.DeviceStats()
 	}
@@ -81,6 +88,8 @@ func (c *shard) tallyReceive(frames []*Frame, before *[BatchFrames]DropReason) {
 			forwarded++
 		case fateDelivered:
 			delivered++
+		case fateHeld:
+			c.held.Add(1)
 		case fateNone:
 			f.fate = DropNoReceiver
 			fallthrough

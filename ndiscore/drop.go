@@ -107,6 +107,7 @@ func DropReasons() []DropReason {
 // a forwarded frame.
 const (
 	fateNone      = DropNone
+	fateHeld      = DropReason(253)
 	fateDelivered = DropReason(254)
 	fateForwarded = DropReason(255)
 )
@@ -122,6 +123,14 @@ func (f *Frame) Drop(r DropReason) {
 func (f *Frame) Deliver() {
 	if f.fate < fateDelivered {
 		f.fate = fateDelivered
+	}
+}
+
+// Hold records that a filter will pass a copy of f on later, on a worker of its
+// own.
+func (f *Frame) Hold() {
+	if f.fate < fateHeld {
+		f.fate = fateHeld
 	}
 }
 

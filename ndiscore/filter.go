@@ -59,5 +59,14 @@ type FilterHandle interface {
 	IndicateStatus(s Status)
 	// DropSend counts one frame of b as dropped on transmit.
 	DropSend(w *Worker, r DropReason, n uint64)
+	// NewWorker registers a goroutine of the filter's own, which may then pass
+	// batches on: frames that it makes, or that it has held (Frame.Hold). Not for
+	// the packet path. The goroutine closes it when it ends, in Pause at the
+	// latest.
+	NewWorker() (*Worker, error)
+	// Settle counts what has become of received frames of the filter's own, once
+	// it has passed them on or marked them with Frame.Drop: frames that it had
+	// held, or, with made, others that it made itself.
+	Settle(b *Batch, made bool)
 	Clock() Clock
 }

@@ -670,10 +670,49 @@ func (m *filterModule) Name() string { return m.name }
 func (m *filterModule) Clock() Clock { return m.slot.core.clock }
 
 // Send implements FilterHandle.
-func (m *filterModule) Send(b *Batch) { (*m.down.Load()).send(b) }
+func (m *filterModule) Send(b *Batch) {
+	w := b.Worker
+	w.enter()
+	defer w.leave()
+	// What comes on a worker that was outside is the filter's own, and meets a
+	// closed path like anybody's.
+	if r := m.slot.path.Load().txClosed; w.depth == 1 && r != DropNone {
+		for i := range b.Frames {
+			b.Status[i] = r
+		}
+		m.DropSend(w, r, uint64(len(b.Frames)))
+		return
+	}
+	(*m.down.Load()).send(b)
+}
 
 // IndicateReceive implements FilterHandle.
-func (m *filterModule) IndicateReceive(b *Batch) { (*m.up.Load()).receive(b) }
+func (m *filterModule) IndicateReceive(b *Batch) {
+	w := b.Worker
+	w.enter()
+	defer w.leave()
+	(*m.up.Load()).receive(b)
+}
+
+// Settle implements FilterHandle.
+func (m *filterModule) Settle(b *Batch, made bool) {
+	var before [BatchFrames]DropReason
+	c := m.slot.shard(b.Worker)
+	c.tallyReceive(b.Frames, &before)
+	if !made {
+		c.released.Add(uint64(len(b.Frames)))
+		return
+	}
+	c.rxFrames.Add(uint64(len(b.Frames)))
+	for _, f := range b.Frames {
+		c.rxBytes.Add(uint64(f.Len()))
+	}
+}
+
+// NewWorker implements FilterHandle.
+func (m *filterModule) NewWorker() (*Worker, error) {
+	return m.slot.core.NewWorker(m.slot.name + "/" + m.name)
+}
 
 // IndicateStatus implements FilterHandle.
 func (m *filterModule) IndicateStatus(st Status) {

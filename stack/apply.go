@@ -8,9 +8,10 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// Apply makes the router's interfaces, routes, forwards and bounds of NAT those of o, while it runs; the
-// rest of o is as it was given to New. A contradiction in o changes nothing
-// (errors as of Options.Validate). Otherwise only what differs is touched:
+// Apply makes the router's interfaces, routes, forwards and bounds of NAT those of
+// o, while it runs; the rest of o is as it was given to New. A contradiction in o
+// changes nothing (errors as of Options.Validate). Otherwise only what differs is
+// touched:
 //
 //   - An interface is known by its name. One that keeps its name keeps its
 //     counters; its NIC, neighbours and connections too, unless On changes, or its
@@ -36,14 +37,18 @@ func (r *Router) Apply(ctx context.Context, o Options) error {
 	if err := o.Validate(); err != nil {
 		return err
 	}
+	r.configuring.Lock()
 	r.mu.Lock()
 	if r.closed {
 		r.mu.Unlock()
+		r.configuring.Unlock()
 		return fmt.Errorf("stack: apply: %w", ErrNotRunning)
 	}
 	gone, come := r.configureLocked(&o)
 	started := r.started
 	r.mu.Unlock()
+	r.configureNAT(&o)
+	r.configuring.Unlock()
 	if !started {
 		return nil
 	}
@@ -91,7 +96,6 @@ func (r *Router) configureLocked(o *Options) (gone, come []*port) {
 		}
 	}
 	r.ifaces, r.statics = ifaces, statics
-	r.configureNATLocked(o)
 
 	for _, p := range r.plugs {
 		if n := p.port.Load(); n != nil && n.iface != r.standsOnLocked(p.target) {

@@ -4,6 +4,7 @@
 //	workers (receive goroutines of adapters)              │ the feeder, one goroutine
 //	                                                      │
 //	Receive ─ guards ─ one copy ─► punt queue (5 classes) ─► netstack ─► endpoint.WritePackets
+//	   │  NAT, for an address of an interface that has it │     ▲              │ NAT, likewise
 //	   │  fib: ours? MTU of the way out?                  │     ▲              │ head copied,
 //	   └─ too big: ICMP, back where it came from          │     │              │ payload borrowed
 //	                                                      │  Bind, Unbind,     ▼
@@ -43,6 +44,19 @@
 // from what is bound, a few times an hour. A panic on netstack's own goroutines
 // cannot be caught and ends the process.
 //
+// # NAT
+//
+// Package stack/nat translates at the edges of netstack, which sees inside addresses
+// only and has no rules. The guards find that a packet is for an address of an
+// interface with NAT; In makes a translated copy of its headers, and the guards look
+// again. What netstack sends is translated as it leaves, a batch at a time. So each
+// error is about the packet that its reader knows: netstack's own are about
+// inside packets, and translated on their way out like everything; answerTooBig
+// quotes the frame as it came. Interfaces without NAT pay for a nil pointer. Flows
+// belong to an interface's name and outlive its bindings; Apply ends those
+// that the configuration no longer allows. A hairpinned packet that runs out of hops
+// here is lost without an answer: netstack would answer itself.
+//
 // # Neighbours
 //
 // netstack keeps 512 neighbours per NIC and version of IP and forgets the one that
@@ -77,19 +91,24 @@
 //   - stack feeder: started by Start, stopped by Close, which waits for it; waits
 //     for the punt queue, commands and Close. Polls shortly before it sleeps.
 //   - stack announce: the clock's; each ends by itself after a few sends.
+//   - stack nat: a timer of the clock's, once a second while an interface has NAT;
+//     stopped by Close.
 //   - netstack's own: the workers of its TCP; they end with Close. What waited for
 //     a neighbour leaves on the feeder, since netstack's timers run there.
 //
 // Locks: Router.mu (configuration and bindings) is held across no call but a look at
 // a plug, whose lock is held while it asks the core for attributes. The punt
-// queue's, an endpoint's, the neighbour mirror's and an announcer's are leaves, held
-// for a few instructions, once per batch or burst on the packet path.
+// queue's, an endpoint's, the neighbour mirror's, NAT's and an announcer's are leaves,
+// held for a few instructions, once per batch or burst on the packet path; NAT's,
+// for packets received, once each. Router.configuring, taken before Router.mu, is
+// Apply's alone.
 //
 // # Accounting
 //
 // A frame is dropped here with a reason, or delivered: from then on it is
-// netstack's, whose own counters are in Stats. A punted packet whose interface
-// was unbound before its turn counts as orphaned.
+// netstack's, whose own counters are in Stats. What NAT refuses as it leaves counts as
+// send.INTERFACE.nat, and by reason as nat.refused and nat.dropped. A punted packet
+// whose interface was unbound before its turn counts as orphaned.
 //
 // # Regression tests
 //
@@ -117,8 +136,7 @@
 //
 // # Not here yet
 //
-// NAT has its place in package stack/nat: before delivery and after egress, at
-// the two ends of the feeder's way. The flow cache will stand in front of the
+// The flow cache will stand in front of the
 // guards, in Receive, and record in WritePackets what the feeder's current
 // delivery became: that is what the 14 low bits of PacketBuffer.Mark are kept for.
 // Local TCP and UDP services have a class of the punt queue. Two things to know

@@ -2,10 +2,9 @@ package stack
 
 import (
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
-
-	"net/netip"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 	"github.com/seed-b14e907b/vswitch/stack/nat"
@@ -45,12 +44,14 @@ func (o *Options) natConfig() nat.Config {
 	return c
 }
 
-// configureNATLocked makes NAT do as o says, which is valid, and tells the
-// interfaces of their edges. Flows that o still allows remain.
-func (r *Router) configureNATLocked(o *Options) {
+// configureNAT makes NAT do as o says, which is valid and has been taken over, and
+// tells the interfaces of their edges. Flows that o still allows remain.
+func (r *Router) configureNAT(o *Options) {
 	r.nat.Tick(r.clock.Now())
 	r.nat.SetLimits(o.NAT)
 	r.nat.Configure(o.natConfig())
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, i := range r.ifaces {
 		i.edge.Store(r.nat.Edge(i.name))
 	}

@@ -40,6 +40,8 @@ type Router struct {
 	stale    atomic.Bool // links changed: the feeder has to reroute
 	commands chan *command
 
+	configuring sync.Mutex // held by Apply, so that NAT follows in the same order; taken before mu
+
 	mu       sync.Mutex // guards the rest, and what iface says
 	ifaces   []*iface   // in configured order; replaced, never changed in place
 	statics  []static   // likewise
@@ -141,6 +143,7 @@ func New(o Options) (*Router, error) {
 	r.mu.Lock()
 	r.configureLocked(&o)
 	r.mu.Unlock()
+	r.configureNAT(&o)
 	r.queue = newPuntQueue(r.limits)
 	r.due.kick = r.queue.kick
 	r.tooBig.init(r.limits.TooBigPerSecond, r.limits.TooBigBurst)

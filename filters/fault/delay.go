@@ -102,7 +102,7 @@ func (d *delay) pass(f *Filter, dir Direction, rest []stage, b *ndiscore.Batch) 
 	for i, x := range b.Frames {
 		b.Status[i] = ndiscore.DropNone
 		if dir == RX && held>>i&1 != 0 {
-			hold(x)
+			x.Hold()
 		}
 	}
 }
@@ -249,7 +249,7 @@ func (l *line) recycle(given []int32) {
 
 // start implements runner.
 func (d *delay) start(f *Filter) error {
-	w, err := f.newWorker()
+	w, err := f.h.NewWorker()
 	if err != nil {
 		return err
 	}
@@ -320,7 +320,7 @@ func (d *delay) run(w *ndiscore.Worker) {
 				dir := Direction(i + 1)
 				d.f.pass(dir, d.f.after(d), out)
 				if dir == RX {
-					d.f.settle(out, false)
+					d.f.h.Settle(out, false)
 				}
 				out.Reset()
 				l.recycle(given[:n])

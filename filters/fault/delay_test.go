@@ -13,7 +13,17 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
-// settle waits until the delay's goroutine waits for time to pass again.
+// advance moves time on when the delay's goroutine waits for it: one that has
+// read the clock and not yet set its timer would set it too late.
+func (u *unit) advance(d time.Duration) {
+	u.t.Helper()
+	armed := func() bool { return u.clock.Waits() > 0 || u.f.Idle() }
+	ndistest.Await(u.t, "the delay to wait", armed)
+	u.clock.Advance(d)
+	ndistest.Await(u.t, "the delay to wait again", armed)
+}
+
+// settle waits until n frames have come out.
 func (u *unit) settle(d fault.Direction, n int) {
 	u.t.Helper()
 	ndistest.Await(u.t, fmt.Sprintf("%d frames", n), func() bool { return u.count(d) >= n })
@@ -51,13 +61,13 @@ func TestDelay(t *testing.T) {
 				for _, f := range fs[i : i+10] { // they are the sender's again
 					clear(f.Head)
 				}
-				u.clock.Advance(time.Millisecond)
+				u.advance(time.Millisecond)
 			}
 			if n := u.count(d); n != 0 {
 				t.Fatalf("%d frames before their time", n)
 			}
 			for range 50 {
-				u.clock.Advance(time.Millisecond)
+				u.advance(time.Millisecond)
 				due := 10 * min(4, max(0, int(u.clock.Now().Sub(began)/time.Millisecond)-19))
 				u.settle(d, due)
 				if n := u.count(d); n != due {
@@ -93,9 +103,7 @@ func TestJitter(t *testing.T) {
 			u.pass(fault.TX, numbered(50*i, 50)...)
 		}
 		for range 160 {
-			u.clock.Advance(100 * time.Microsecond)
-			// The goroutine has seen this instant when it waits for a later one.
-			ndistest.Await(t, "the next instant", func() bool { return u.clock.Waits() > 0 || u.count(fault.TX) == n })
+			u.advance(100 * time.Microsecond)
 		}
 		u.settle(fault.TX, n)
 		ps := u.got(fault.TX)
@@ -118,7 +126,7 @@ func TestDelayIsBounded(t *testing.T) {
 	if n := u.drops(ndiscore.DropFaultFull); n != 100-64 {
 		t.Errorf("%d dropped, want %d", n, 100-64)
 	}
-	u.clock.Advance(time.Second)
+	u.advance(time.Second)
 	u.settle(fault.TX, 64)
 	if got := ids(u.got(fault.TX)); !slices.Equal(got, upTo(64)) {
 		t.Errorf("passed %v", got)
@@ -221,9 +229,9 @@ func TestFlushInOrder(t *testing.T) {
 func TestDelayThenDrop(t *testing.T) {
 	u := newUnit(t, []string{"delay", "delay=1ms"}, []string{"drop", "every=2"}, []string{"delay", "delay=1ms"})
 	u.pass(fault.RX, numbered(0, 6)...)
-	u.clock.Advance(time.Millisecond)
+	u.advance(time.Millisecond)
 	ndistest.Await(t, "the second delay", func() bool { n, _ := u.f.Hit(2, fault.RX); return n == 3 })
-	u.clock.Advance(time.Millisecond)
+	u.advance(time.Millisecond)
 	u.settle(fault.RX, 3)
 	if got := ids(u.got(fault.RX)); !slices.Equal(got, []int{0, 2, 4}) {
 		t.Errorf("passed %v", got)

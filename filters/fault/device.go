@@ -79,6 +79,20 @@ var (
 // count only where the adapter has them too, and its others stay visible.
 func (d *device) Inner() ndiscore.Adapter { return d.inner }
 
+// offers looks for an optional interface of a as the core does
+// (ndiscore.Interposer): what stands around another adapter has what that has.
+func offers[T any](a ndiscore.Adapter) (T, bool) {
+	t, ok := a.(T)
+	if i, around := a.(ndiscore.Interposer); around {
+		inner, has := offers[T](i.Inner())
+		if !ok {
+			return inner, has
+		}
+		ok = has
+	}
+	return t, ok
+}
+
 // --- The core calls the adapter -------------------------------------------------
 
 func (d *device) Initialize(ctx context.Context, h ndiscore.AdapterHandle) (ndiscore.Attributes, error) {
@@ -190,7 +204,7 @@ func (d *device) StartDevice(ctx context.Context) error {
 		}
 	}
 	d.mu.Unlock()
-	if l, ok := d.inner.(ndiscore.LowerDevice); ok {
+	if l, ok := offers[ndiscore.LowerDevice](d.inner); ok {
 		return l.StartDevice(ctx)
 	}
 	return nil
@@ -198,7 +212,7 @@ func (d *device) StartDevice(ctx context.Context) error {
 
 // RemoveDevice implements ndiscore.LowerDevice.
 func (d *device) RemoveDevice(ctx context.Context) {
-	if l, ok := d.inner.(ndiscore.LowerDevice); ok {
+	if l, ok := offers[ndiscore.LowerDevice](d.inner); ok {
 		l.RemoveDevice(ctx)
 	}
 }
@@ -217,7 +231,7 @@ func (d *device) AwaitDevice(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	if l, ok := d.inner.(ndiscore.LowerDevice); ok {
+	if l, ok := offers[ndiscore.LowerDevice](d.inner); ok {
 		return l.AwaitDevice(ctx)
 	}
 	return nil
@@ -231,13 +245,13 @@ func (d *device) CheckForHang() bool {
 	if hangs {
 		return true
 	}
-	c, ok := d.inner.(ndiscore.HangChecker)
+	c, ok := offers[ndiscore.HangChecker](d.inner)
 	return ok && c.CheckForHang()
 }
 
 // Reset implements ndiscore.Resetter.
 func (d *device) Reset(ctx context.Context) (addressing bool, err error) {
-	r, ok := d.inner.(ndiscore.Resetter)
+	r, ok := offers[ndiscore.Resetter](d.inner)
 	if !ok {
 		return false, fmt.Errorf("%s: reset: %w", d.name, ndiscore.ErrNotSupported)
 	}
@@ -346,7 +360,7 @@ func (d *device) with(f func(h *deviceHandle)) bool {
 func (d *device) begin(kind string, v values, why string, heal func()) (*deviceFault, error) {
 	x := &deviceFault{kind: kind, why: why, v: v, heal: heal}
 	if kind == KindResetStorm {
-		if _, ok := d.inner.(ndiscore.Resetter); !ok {
+		if _, ok := offers[ndiscore.Resetter](d.inner); !ok {
 			return nil, fmt.Errorf("%w: a device of this kind cannot be reset", ndiscore.ErrNotSupported)
 		}
 	}

@@ -2,7 +2,6 @@ package fault
 
 import (
 	"context"
-	"fmt"
 	"math/bits"
 	"slices"
 	"sync"
@@ -285,33 +284,4 @@ func (s *space) bytes(n int) []byte {
 		s.room = make([]byte, n)
 	}
 	return s.room[:n]
-}
-
-// --- What a core need not have ------------------------------------------------------
-
-// newWorker registers a goroutine of the filter's own.
-func (f *Filter) newWorker() (*ndiscore.Worker, error) {
-	o, ok := f.h.(interface {
-		NewWorker() (*ndiscore.Worker, error)
-	})
-	if !ok {
-		return nil, fmt.Errorf("fault: delay: %w: the core gives filters no workers", ndiscore.ErrNotSupported)
-	}
-	return o.NewWorker()
-}
-
-// hold says of a received frame that it will go on later, as a copy.
-func hold(x *ndiscore.Frame) {
-	if h, ok := any(x).(interface{ Hold() }); ok {
-		h.Hold()
-		return
-	}
-	x.Deliver()
-}
-
-// settle counts what has become of received frames that were held, or made here.
-func (f *Filter) settle(b *ndiscore.Batch, made bool) {
-	if s, ok := f.h.(interface{ Settle(*ndiscore.Batch, bool) }); ok {
-		s.Settle(b, made)
-	}
 }

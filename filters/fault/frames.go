@@ -131,7 +131,7 @@ func (f *Filter) one(dir Direction, rest []stage, w *ndiscore.Worker, x *ndiscor
 	part.Append(x)
 	f.pass(dir, rest, part)
 	if dir == RX {
-		f.settle(part, true)
+		f.h.Settle(part, true)
 	}
 	w.Done(part)
 }

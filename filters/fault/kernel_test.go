@@ -199,7 +199,6 @@ func TestKernelRate(t *testing.T) {
 }
 
 func TestKernelDelay(t *testing.T) {
-	needDelay(t)
 	k := newKernel(t)
 	k.inject("delay", "on=b", "delay=30ms", "direction=tx")
 	k.inject("delay", "on=a", "delay=20ms", "jitter=10ms", "direction=rx")

@@ -2,7 +2,6 @@ package fault_test
 
 import (
 	"context"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -137,34 +136,12 @@ func (r *rig) events(what string) (events []ndiscore.Event) {
 func (r *rig) balanced(name string) {
 	r.t.Helper()
 	c := r.info(name).Counters
-	sum := c.Forwarded + c.Delivered + held(c)
+	sum := c.Forwarded + c.Delivered + c.RxHeld
 	for _, n := range c.RxDropped {
 		sum += n
 	}
 	if c.RxFrames != sum {
 		r.t.Errorf("%s: %d frames received, %d with a fate: %+v", name, c.RxFrames, sum, c)
-	}
-}
-
-// held is how many received frames filters will pass on later.
-func held(c ndiscore.Counters) uint64 {
-	if f := reflect.ValueOf(c).FieldByName("RxHeld"); f.IsValid() {
-		return f.Uint()
-	}
-	return 0
-}
-
-// canDelay: the core gives filters workers.
-func canDelay() bool {
-	_, ok := reflect.TypeFor[ndiscore.FilterHandle]().MethodByName("NewWorker")
-	return ok
-}
-
-// needDelay skips what takes a core that gives filters workers.
-func needDelay(t testing.TB) {
-	t.Helper()
-	if !canDelay() {
-		t.Skip("ndiscore.FilterHandle has no NewWorker")
 	}
 }
 

@@ -90,14 +90,16 @@ func TestAdapter(t *testing.T, newPair func(t *testing.T) Pair) {
 func newConformance(t *testing.T, p Pair) *conformance {
 	c := &conformance{t: t, pair: p, core: NewCore(t, ndiscore.Options{}), protocol: NewProtocol("kit", nil)}
 	d := p.Driver
-	make := d.New
+	bare := d.New
+	d.New = func(name string, options any) (a ndiscore.Adapter, err error) {
+		a, err = bare(name, options)
+		c.bare = a
+		return a, err
+	}
+	d = VerifiedDriver(t, d)
+	verified := d.New
 	d.New = func(name string, options any) (ndiscore.Adapter, error) {
-		bare, err := make(name, options)
-		if err != nil {
-			return nil, err
-		}
-		c.bare = bare
-		a := Verifier(t, bare)
+		a, err := verified(name, options)
 		if v, ok := a.(interface {
 			onInitialize(func(ndiscore.AdapterHandle))
 		}); ok {
@@ -107,7 +109,7 @@ func newConformance(t *testing.T, p Pair) *conformance {
 				c.mu.Unlock()
 			})
 		}
-		return whole{a, bare}, nil
+		return a, err
 	}
 	if _, err := c.core.RegisterDriver(d); err != nil {
 		t.Fatal(err)

@@ -22,12 +22,15 @@ func TestFakeAdapter(t *testing.T) {
 		{"kept", AdapterOptions{KeepReceives: true}},
 		{"device", AdapterOptions{Device: true, MTU: 9000}},
 		{"offloads", AdapterOptions{Device: true, Transmit: ndiscore.CapAll}},
+		{"resets", AdapterOptions{Resets: true}},
+		{"sleeps", AdapterOptions{Device: true, Resets: true, PowerAware: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			TestAdapter(t, func(*testing.T) Pair {
 				a := NewAdapter("fake0", c.o)
 				p := Pair{Driver: Driver("fake", a.Contract()), Name: "fake0", Peer: NewFakePeer(a)}
 				p.SetLink = func(up bool) { a.SetLink(up, "the test says so") }
+				p.SetMTU = func(mtu int) { a.Handle().IndicateStatus(ndiscore.AttributesChange{MTU: mtu, Why: "the test says so"}) }
 				if c.o.Device {
 					p.DeleteDevice, p.RestoreDevice = func() { a.Vanish("deleted") }, a.Appear
 				}
@@ -58,6 +61,14 @@ type broken struct {
 	paused  func(h ndiscore.AdapterHandle)
 	halted  func(h ndiscore.AdapterHandle)
 	restart func(h ndiscore.AdapterHandle)
+	reset   func() error
+}
+
+func (b *broken) Reset(ctx context.Context) (bool, error) {
+	if b.reset != nil {
+		return false, b.reset()
+	}
+	return resetAdapter{b.Adapter}.Reset(ctx)
 }
 
 func (b *broken) Send(x *ndiscore.Batch) {
@@ -128,6 +139,13 @@ func TestVerifierReports(t *testing.T) {
 			b.halted = func(h ndiscore.AdapterHandle) { h.IndicateStatus(ndiscore.LinkState{}) }
 		}},
 		{"batch never returned", "never returned", func(b *broken, _ *ndiscore.Worker) { b.opt.KeepReceives = true }},
+		{"reset leaves sends", "Reset returned while 1", func(b *broken, _ *ndiscore.Worker) {
+			b.opt.KeepSends = true
+			b.reset = func() error { return nil }
+		}},
+		{"reset fails for no known reason", "neither soft nor hard", func(b *broken, _ *ndiscore.Worker) {
+			b.reset = func() error { return errors.New("refused") }
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var r reports
@@ -158,6 +176,10 @@ func TestVerifierReports(t *testing.T) {
 			if err := b.Inject(Frame(ndiscore.Broadcast, peerMAC, 2, 60)); err != nil {
 				t.Fatal(err)
 			}
+			if b.reset != nil {
+				_ = core.Reset(ctx, "M", "test")
+			}
+			b.CompleteSends()
 			if err := core.Stop(ctx, "M", "test"); err != nil {
 				t.Fatal(err)
 			}
@@ -207,4 +229,44 @@ func TestVerifierInterfaces(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestVerifiedProtocolReports does to a protocol what the core never does.
+func TestVerifiedProtocolReports(t *testing.T) {
+	var r reports
+	core, ctx := NewCore(t, ndiscore.Options{}), Context(t)
+	p := NewProtocol("P", nil)
+	v := VerifiedProtocol(&r, p)
+	if _, err := core.RegisterDriver(Driver("fake", NewAdapter("M", AdapterOptions{}))); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{
+		core.AddProtocol(ctx, ndiscore.ProtocolSpec{Name: "P", Protocol: v, Targets: []string{"M"}}),
+		core.AddAdapter(ctx, ndiscore.AdapterSpec{Name: "M", Driver: "fake"}), core.Start(ctx, "M", "test"),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := p.Binding("M")
+	said := func(want string, f func()) {
+		t.Helper()
+		r.said = nil
+		f()
+		if got := strings.Join(r.said, "\n"); !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("want %q, got %q", want, got)
+		}
+	}
+	batch := ndiscore.NewBatch(nil)
+	batch.Borrowed = true
+	said("", func() { v.Receive(b, batch) })
+	said("Restart while running", func() { _ = v.Event(ctx, b, ndiscore.EventRestart) })
+	said("and none was begun", func() { v.Status(b, ndiscore.ResetEnd{}) })
+	said("", func() { v.Status(b, ndiscore.ResetStart{}) })
+	said("a second time", func() { v.Status(b, ndiscore.ResetStart{}) })
+	said("Unbind while running", func() { v.Unbind(ctx, b) })
+	said("Receive while unbound", func() { v.Receive(b, batch) })
+	said("and it is not bound", func() { v.Status(b, ndiscore.NetworkChange{}) })
+	said("and it is not bound", func() { _ = v.Event(ctx, b, ndiscore.EventQueryPower) })
+	said("Pause while unbound", func() { _ = v.Event(ctx, b, ndiscore.EventPause) })
 }

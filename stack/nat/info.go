@@ -28,18 +28,6 @@ type Flow struct {
 	Expires time.Duration `json:"expires"` // from now, if nothing more comes
 }
 
-// Ends are the ends of f: who is inside, what stands for him outside, and who is at
-// the other end. Of a hairpin flow, both others are inside.
-func (f *Flow) Ends() (inner, outer, remote netip.AddrPort) {
-	switch f.Kind {
-	case flowKindNames[flowForward], flowKindNames[flowHairpin]:
-		return f.Reply.Src, f.Original.Dst, f.Original.Src
-	case flowKindNames[flowThrough]:
-		return f.Original.Dst, f.Original.Dst, f.Original.Src
-	}
-	return f.Original.Src, f.Reply.Dst, f.Original.Dst
-}
-
 // Tuple is where a packet comes from and goes to. Protocols without ports have 0.
 type Tuple struct {
 	Src netip.AddrPort `json:"src"`
