@@ -22,18 +22,15 @@ import (
 // undoLimit is how long it may take to undo what was done of a plan that failed.
 const undoLimit = 30 * time.Second
 
-// change turns what runs into what next says. When a step fails, what was done
-// before it is undone. One change at a time: s.turn is held.
-func (s *Switch) change(ctx context.Context, next *config.Config) (config.Changes, error) {
-	old := s.inForce(ctx)
-	plan := config.Plan(old, next)
+// change carries out a plan from old, what runs, to next. When a step fails, what
+// was done before it is undone. One change at a time: s.turn is held.
+func (s *Switch) change(ctx context.Context, old, next *config.Config, plan config.Changes) error {
 	if err := plan.Err(); err != nil {
-		return plan, fmt.Errorf("%w: %w", ErrRefused, err)
+		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	now, err := s.carryOut(ctx, old, next, plan)
 	if err == nil {
-		s.cfg.Store(next)
-		return plan, nil
+		return nil
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
@@ -42,11 +39,11 @@ func (s *Switch) change(ctx context.Context, next *config.Config) (config.Change
 	if probed(plan) {
 		undoErr = errors.Join(undoErr, s.setProber(undo, now.Bundles))
 	}
-	s.cfg.Store(now)
 	if undoErr != nil {
-		return plan, errors.Join(err, fmt.Errorf("and what was done before could not be undone: %w", undoErr))
+		s.cfg.Store(now)
+		return errors.Join(err, fmt.Errorf("and what was done before could not be undone: %w", undoErr))
 	}
-	return plan, fmt.Errorf("%w; everything is as it was", err)
+	return fmt.Errorf("%w; everything is as it was", err)
 }
 
 // probed reports whether a plan touches what is probed.
@@ -57,21 +54,36 @@ func probed(plan config.Changes) bool {
 // ErrRefused says that a configuration cannot be taken over by a running switch.
 var ErrRefused = fmt.Errorf("not while the switch runs: %w", ndiscore.ErrInvalidState)
 
-// inForce is the configuration in force without what was removed by hand since.
-func (s *Switch) inForce(ctx context.Context) *config.Config {
-	c := *s.cfg.Load()
+// removed names what is configured and was removed by hand since. Adapters,
+// bundles and bridges share one set of names.
+func (s *Switch) removed(ctx context.Context, c *config.Config) (map[string]bool, error) {
 	infos, err := s.core.Adapters(ctx)
 	if err != nil {
-		return &c
+		return nil, err
 	}
-	there := map[string]bool{}
+	gone := map[string]bool{}
+	for _, a := range c.Adapters {
+		gone[a.Name] = true
+	}
+	for _, b := range c.Bundles {
+		gone[b.Name] = b.Mode == "team"
+	}
+	for _, b := range c.Bridges {
+		gone[b.Name] = true
+	}
 	for _, a := range infos {
-		there[a.Name] = true
+		delete(gone, a.Name)
 	}
-	c.Adapters = slices.DeleteFunc(slices.Clone(c.Adapters), func(a config.Adapter) bool { return !there[a.Name] })
-	c.Bundles = slices.DeleteFunc(slices.Clone(c.Bundles), func(b config.Bundle) bool { return b.Mode == "team" && !there[b.Name] })
-	c.Bridges = slices.DeleteFunc(slices.Clone(c.Bridges), func(b config.Bridge) bool { return !there[b.Name] })
-	return &c
+	return gone, nil
+}
+
+// except is c without what is named; what is left may still speak of it.
+func except(c *config.Config, gone map[string]bool) *config.Config {
+	out := *c
+	out.Adapters = slices.DeleteFunc(slices.Clone(c.Adapters), func(a config.Adapter) bool { return gone[a.Name] })
+	out.Bundles = slices.DeleteFunc(slices.Clone(c.Bundles), func(b config.Bundle) bool { return gone[b.Name] })
+	out.Bridges = slices.DeleteFunc(slices.Clone(c.Bridges), func(b config.Bridge) bool { return gone[b.Name] })
+	return &out
 }
 
 // carryOut performs the steps of a plan from old to next, in order, and returns

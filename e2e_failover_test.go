@@ -26,8 +26,10 @@ type uplinks struct {
 	l              *lab.Lab
 	here           *lab.Host
 	client, server *lab.Host
+	second         *lab.Host // of the LAN, with uplinksNAT
 	wires          [2]*lab.Wire
 	dst            netip.Addr // the server, as the client sees it
+	text           string     // the configuration
 	sw             *lab.Switch
 	tcp            *lab.TCPBulk
 	udp            *lab.UDPFlow
@@ -54,6 +56,37 @@ addresses = ["10.1.0.1/24", "fd00:1::1/64"]
 [interface.outside]
 on = "wan"
 addresses = ["10.2.0.1/24", "fd00:2::1/64"]
+`
+
+// uplinksNAT has a second host in the LAN, and neither of them known outside.
+const uplinksNAT = `
+[adapter.lan1]
+driver = "afpacket"
+[bridge.lan]
+ports = ["lan0", "lan1"]
+[interface.inside]
+on = "lan"
+addresses = ["10.1.0.1/24", "fd00:1::1/64"]
+[interface.outside]
+on = "wan"
+addresses = ["10.2.0.1/24", "fd00:2::1/64"]
+masquerade = true
+masquerade6 = true
+[[forward]]
+interface = "outside"
+protocol = "tcp"
+port = "8080"
+to = "10.1.0.2:80"
+[[forward]]
+interface = "outside"
+protocol = "tcp"
+port = "8080"
+to = "[fd00:1::2]:80"
+[[forward]]
+interface = "outside"
+protocol = "udp"
+port = "5000-5010"
+to = "10.1.0.2:6000-6010"
 `
 
 const uplinksBridge = `
@@ -83,21 +116,34 @@ func newUplinks(t *testing.T, above, bundle string) *uplinks {
 	must(t,
 		l.Bridge(u.server, "br0", "e0", "e1"),
 		u.server.AddAddr("br0", "10.2.0.2/24", "fd00:2::2/64"))
-	if above == uplinksRouter {
-		must(t,
-			u.client.AddAddr("if0", "10.1.0.2/24", "fd00:1::2/64"),
-			u.client.Route("default", "10.1.0.1"), u.client.Route("::/0", "fd00:1::1"),
-			u.server.Route("default", "10.2.0.1"), u.server.Route("::/0", "fd00:2::1"))
-	} else {
+	switch above {
+	case uplinksBridge:
 		must(t, u.client.AddAddr("if0", "10.2.0.3/24", "fd00:2::3/64"))
+	case uplinksRouter:
+		must(t, u.server.Route("default", "10.2.0.1"), u.server.Route("::/0", "fd00:2::1"))
+		inside(t, u.client, 2)
+	case uplinksNAT:
+		u.second = l.Host("second")
+		l.Veth(u.here, "lan1", u.second, "if0", lab.VethOptions{})
+		inside(t, u.client, 2)
+		inside(t, u.second, 3)
 	}
-	u.sw = start(t, l, fmt.Sprintf(uplinksConfig, bundle)+above)
+	u.text = fmt.Sprintf(uplinksConfig, bundle) + above
+	u.sw = start(t, l, u.text)
 	ctx := within(t, 20*time.Second)
 	if !strings.Contains(bundle, "ndis5") {
 		must(t, u.sw.WaitActive(ctx, "wan", "up0"))
 	}
 	must(t, u.client.WaitReachable(ctx, u.dst), u.client.WaitReachable(ctx, addr("fd00:2::2")))
 	return u
+}
+
+// inside makes a host one of the LAN.
+func inside(t *testing.T, h *lab.Host, n int) {
+	t.Helper()
+	must(t,
+		h.AddAddr("if0", fmt.Sprintf("10.1.0.%d/24", n), fmt.Sprintf("fd00:1::%d/64", n)),
+		h.Route("default", "10.1.0.1"), h.Route("::/0", "fd00:1::1"))
 }
 
 // load starts the traffic that the phases look at.

@@ -61,10 +61,26 @@ func (s *Switch) Operate(ctx context.Context, op control.AdapterOp, name, why st
 			return s.core.RemoveAfterQuery(ctx, name, why, force)
 		},
 	}[op]
-	if !ok {
+	switch {
+	case !ok:
 		return fmt.Errorf("adapter %s: %s: %w", name, op, ndiscore.ErrNotSupported)
+	case op == control.OpRemove && s.bridge(name) != nil:
+		return s.removeWholeBridge(ctx, name, why, force)
 	}
 	return do(ctx, name, why)
+}
+
+// removeWholeBridge takes the protocol of a bridge away with its adapter.
+func (s *Switch) removeWholeBridge(ctx context.Context, name, why string, force bool) error {
+	done, err := s.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := s.core.RemoveAfterQuery(ctx, name, why, force); err != nil {
+		return err
+	}
+	return s.removeBridge(ctx, name, why)
 }
 
 // Promote makes a member of a team active.
@@ -109,7 +125,7 @@ func wirePlan(c config.Changes, applied bool) control.Plan {
 // edited changes the configuration in force by f, which works on a copy, and has
 // the result checked like a file.
 func (s *Switch) edited(ctx context.Context, f func(c *config.Config) error) error {
-	_, err := s.edit(ctx, false, func(now *config.Config) (*config.Config, error) {
+	_, err := s.edit(ctx, false, func(now *config.Config, _ map[string]bool) (*config.Config, error) {
 		c := *now
 		if err := f(&c); err != nil {
 			return nil, err
@@ -120,13 +136,20 @@ func (s *Switch) edited(ctx context.Context, f func(c *config.Config) error) err
 }
 
 // checked reads what was put together from the configuration in force and a
-// command: its lines mean nothing to anybody.
+// command: its lines, and the numbers of its tables, mean nothing to anybody.
 func (s *Switch) checked(text []byte) (*config.Config, error) {
 	c, err := config.Parse("", text, s.drivers, s.filters...)
 	if found, ok := errors.AsType[config.Errors](err); ok {
 		var msgs []string
 		for _, e := range found {
-			msgs = append(msgs, e.Msg)
+			msg := e.Msg
+			if e.Key != "" && !strings.Contains(e.Key, "[") {
+				msg = e.Key + ": " + msg
+			}
+			if e.Suggestion != "" {
+				msg += " (did you mean " + e.Suggestion + "?)"
+			}
+			msgs = append(msgs, msg)
 		}
 		err = badRequest(errors.New(strings.Join(msgs, "; ")))
 	}
@@ -135,10 +158,13 @@ func (s *Switch) checked(text []byte) (*config.Config, error) {
 
 // AddAdapter adds an [adapter.NAME] to the configuration in force.
 func (s *Switch) AddAdapter(ctx context.Context, a control.AdapterSettings) error {
-	_, err := s.edit(ctx, false, func(now *config.Config) (*config.Config, error) {
-		if _, ok := named(now.Adapters, a.Name, adapterName); ok {
+	_, err := s.edit(ctx, false, func(now *config.Config, gone map[string]bool) (*config.Config, error) {
+		c := *now
+		if _, ok := named(now.Adapters, a.Name, adapterName); ok && !gone[a.Name] {
 			return nil, fmt.Errorf("adapter %s: %w", a.Name, ndiscore.ErrExists)
 		}
+		delete(gone, a.Name)
+		c.Adapters = without(now.Adapters, a.Name, adapterName)
 		table := map[string]any{"driver": a.Driver}
 		for k, v := range a.Settings {
 			if k == "driver" {
@@ -150,7 +176,7 @@ func (s *Switch) AddAdapter(ctx context.Context, a control.AdapterSettings) erro
 		if err != nil {
 			return nil, badRequest(fmt.Errorf("adapter %s: %w", a.Name, err))
 		}
-		return s.checked(append(append(now.TOML(), '\n'), text...))
+		return s.checked(append(append(c.TOML(), '\n'), text...))
 	})
 	return err
 }
@@ -199,7 +225,12 @@ func (s *Switch) RemoveFilter(ctx context.Context, adapter, filter string) error
 
 // AddRoute adds a [[route]] to the configuration in force.
 func (s *Switch) AddRoute(ctx context.Context, r control.RouteSettings) error {
-	_, err := s.edit(ctx, false, func(now *config.Config) (*config.Config, error) {
+	_, err := s.edit(ctx, false, func(now *config.Config, _ map[string]bool) (*config.Config, error) {
+		for _, x := range now.Routes {
+			if leadsTo(x, r.To, r.Via) && x.Metric == r.Metric {
+				return nil, fmt.Errorf("route to %s, metric %d: %w: it leads via %s; another metric makes it a second choice", r.To, r.Metric, ndiscore.ErrExists, x.Via)
+			}
+		}
 		table := map[string]any{"to": r.To, "metric": int64(r.Metric)}
 		for k, v := range map[string]string{"via": r.Via, "interface": r.Interface} {
 			if v != "" {
@@ -210,13 +241,20 @@ func (s *Switch) AddRoute(ctx context.Context, r control.RouteSettings) error {
 		if err != nil {
 			return nil, badRequest(fmt.Errorf("route to %s: %w", r.To, err))
 		}
-		next, err := s.checked(append(append(now.TOML(), '\n'), text...))
-		if err == nil && slices.Contains(now.Routes, next.Routes[len(next.Routes)-1]) {
-			err = fmt.Errorf("route to %s: %w", r.To, ndiscore.ErrExists)
-		}
-		return next, err
+		return s.checked(append(append(now.TOML(), '\n'), text...))
 	})
 	return err
+}
+
+// leadsTo reports whether x is a route to what is written so; "default" is of the
+// family of via, if that is said.
+func leadsTo(x config.Route, to, via string) bool {
+	if to == "default" {
+		v, err := netip.ParseAddr(via)
+		return x.To.Bits() == 0 && (via == "" || err == nil && v.Is4() == x.Via.Is4())
+	}
+	p, err := netip.ParsePrefix(to)
+	return err == nil && p.Masked() == x.To
 }
 
 // DeleteRoute takes a [[route]] out of the configuration in force: the one to
@@ -225,11 +263,7 @@ func (s *Switch) DeleteRoute(ctx context.Context, r control.RouteSettings) error
 	return s.edited(ctx, func(c *config.Config) error {
 		var found []config.Route
 		for _, x := range c.Routes {
-			to := x.To.String()
-			if x.To.Bits() == 0 {
-				to = "default"
-			}
-			if (r.To == to || r.To == x.To.String()) && (r.Via == "" || r.Via == x.Via.String()) &&
+			if leadsTo(x, r.To, r.Via) && (r.Via == "" || r.Via == x.Via.String()) &&
 				(r.Interface == "" || r.Interface == x.Interface) && (r.Metric == 0 || r.Metric == x.Metric) {
 				found = append(found, x)
 			}
@@ -341,7 +375,8 @@ func wireFault(l fault.Lease) control.Fault {
 		ID: l.ID, Kind: l.Kind, On: l.Adapter, Params: l.Params, Seed: l.Seed, Owner: l.Owner, Began: l.Began, Ends: l.Expires,
 		Hits: l.RX.Frames + l.TX.Frames,
 	}
-	if l.Direction != 0 {
+	ofDevice := func(k fault.Kind) bool { return k.Name == l.Kind && k.Device }
+	if !slices.ContainsFunc(fault.Kinds(), ofDevice) {
 		f.Direction = l.Direction.String()
 	}
 	return f
@@ -458,6 +493,7 @@ func bridgeStats(s bridge.Stats) map[string]uint64 {
 	return map[string]uint64{
 		"entries": uint64(s.Entries), "limit": uint64(s.Limit), "learned": s.Learned, "moved": s.Moved, "aged": s.Aged,
 		"flushed": s.Flushed, "full": s.Full, "flooded": s.Flooded, "copies": s.Copies, "announced": s.Announced,
+		"pruned": s.Pruned, "probes": s.Probes, "loops": s.Loops, "groups": uint64(s.Groups), "reports": s.Reports, "unread": s.Unread,
 	}
 }
 

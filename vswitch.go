@@ -276,42 +276,66 @@ func (s *Switch) start(ctx context.Context) error {
 	return err
 }
 
-// Apply turns the running switch into what c says, or with dryRun only says what
-// that takes. Ports that the plan does not name lose no frame. When a step
-// fails, what was done before it is undone. ErrRefused for what only a restart of
-// the process can change.
+// ApplyConfig turns the running switch into what c says, or with dryRun only says
+// what that takes. Ports that the plan does not name lose no frame. What was
+// removed by hand and is in c comes back. When a step fails, what was done before
+// it is undone. ErrRefused for what only a restart of the process can change.
 func (s *Switch) ApplyConfig(ctx context.Context, c *config.Config, dryRun bool) (config.Changes, error) {
-	return s.edit(ctx, dryRun, func(*config.Config) (*config.Config, error) { return c, nil })
+	return s.edit(ctx, dryRun, func(_ *config.Config, gone map[string]bool) (*config.Config, error) {
+		clear(gone)
+		return c, nil
+	})
 }
 
 // edit changes the configuration in force: f makes the new one of the old, which
-// it leaves as it is.
-func (s *Switch) edit(ctx context.Context, dryRun bool, f func(now *config.Config) (*config.Config, error)) (config.Changes, error) {
+// it leaves as it is. gone is what was removed by hand: whatever f leaves in it
+// stays away, although it is configured.
+func (s *Switch) edit(ctx context.Context, dryRun bool, f func(c *config.Config, gone map[string]bool) (*config.Config, error)) (config.Changes, error) {
 	var none config.Changes
-	select {
-	case <-s.started:
-	case <-s.ended:
-		return none, ndiscore.ErrStopped
-	case <-ctx.Done():
-		return none, ctx.Err()
-	}
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-s.ended:
-		return none, ndiscore.ErrStopped
-	case <-ctx.Done():
-		return none, fmt.Errorf("another change of configuration is under way: %w", ctx.Err())
-	}
-	now := s.inForce(ctx)
-	next, err := f(now)
+	done, err := s.hold(ctx)
 	if err != nil {
 		return none, err
 	}
-	if dryRun {
-		return config.Plan(now, next), nil
+	defer done()
+	c := s.cfg.Load()
+	gone, err := s.removed(ctx, c)
+	if err != nil {
+		return none, err
 	}
-	return s.change(ctx, next)
+	now := except(c, gone)
+	next, err := f(c, gone)
+	if err != nil {
+		return none, err
+	}
+	goal := except(next, gone)
+	plan := config.Plan(now, goal)
+	if dryRun {
+		return plan, nil
+	}
+	if err := s.change(ctx, now, goal, plan); err != nil {
+		return plan, err
+	}
+	s.cfg.Store(next)
+	return plan, nil
+}
+
+// hold waits for the turn to change the configuration, until done is called.
+func (s *Switch) hold(ctx context.Context) (done func(), err error) {
+	select {
+	case <-s.started:
+	case <-s.ended:
+		return nil, ndiscore.ErrStopped
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	select {
+	case s.turn <- struct{}{}:
+		return func() { <-s.turn }, nil
+	case <-s.ended:
+		return nil, ndiscore.ErrStopped
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another change of configuration is under way: %w", ctx.Err())
+	}
 }
 
 // setLevel changes how much is logged.
@@ -331,7 +355,7 @@ func bundleSpec(b config.Bundle) (ndiscore.BundleSpec, error) {
 		spec.Mode = ndiscore.BundleNDIS5
 	}
 	if b.Balance == "hash" {
-		spec.Balance = ndiscore.BalanceHash
+		spec.Balance, spec.LAG = ndiscore.BalanceHash, b.LAG
 	}
 	switch b.Failback {
 	case "better":

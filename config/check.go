@@ -319,6 +319,9 @@ func (k *checker) bundle(b *Bundle) {
 				quote(b.Members[0]), quote(first.driver), quote(name), quote(l.driver))
 		}
 	}
+	if lag := join(path, "lag"); b.LAG && b.Balance != "hash" && !k.bad[lag] {
+		k.fail(lag, `is for balance = "hash": only then more than one member sends`)
+	}
 	mac := join(path, "mac")
 	switch {
 	case k.bad[mac] || b.MAC == "":

@@ -88,6 +88,9 @@ type Bundle struct {
 	// Balance says who sends: the active member alone, or with "hash" each
 	// healthy member its share of the flows.
 	Balance string `toml:"balance" json:"balance" oneof:"active-backup,hash"`
+	// LAG says of the far end of a bundle that balances by hash that it is a
+	// static link aggregate over all members, not one plain switch.
+	LAG bool `toml:"lag" json:"lag"`
 	// Hold is how long a member that recovered has to stay well before traffic
 	// goes back to it.
 	Hold      Duration `toml:"hold" json:"hold"`

@@ -85,6 +85,7 @@ func drawConfig(t *rapid.T) *Config {
 		b.Mode, b.Failback = pick("mode", "team", "ndis5"), pick("failback", "always", "better", "never")
 		b.Hold, b.UpDelay, b.DownDelay = span("hold", 0), span("up", 0), span("down", 0)
 		b.Balance = pick("balance", "active-backup", "hash")
+		b.LAG = b.Balance == "hash" && rapid.Bool().Draw(t, "lag")
 		if b.Mode == "team" {
 			b.MAC = pick("mac", "", "first", "02:00:5e:00:53:0a")
 		}

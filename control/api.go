@@ -131,6 +131,7 @@ type Bundle struct {
 	Name     string   `json:"name"`
 	Mode     string   `json:"mode"`     // "team", "ndis5"
 	Active   string   `json:"active"`   // "" when no member is usable
+	Balance  string   `json:"balance"`  // "active-backup", "hash"
 	Failback string   `json:"failback"` // "always", "better", "never"
 	Hold     string   `json:"hold"`     // with its unit: "1s"
 	Members  []Member `json:"members"`  // the preferred first
@@ -139,6 +140,7 @@ type Bundle struct {
 // FDBEntry is one address that a bridge knows.
 type FDBEntry struct {
 	MAC        string `json:"mac"`
+	VLAN       int    `json:"vlan"` // 0 where the bridge does not look at VLANs
 	Port       string `json:"port"`
 	AgeSeconds int    `json:"age_seconds"` // since a frame from it was seen
 	Local      bool   `json:"local"`       // the bridge's own
@@ -154,6 +156,9 @@ type Interface struct {
 	Addresses []string `json:"addresses"` // with the length of their network
 	Up        bool     `json:"up"`        // bound, and its link connected
 	Link      Link     `json:"link"`
+
+	Masquerade  bool `json:"masquerade"`  // NAT44 of what leaves by it
+	Masquerade6 bool `json:"masquerade6"` // NAT66
 }
 
 // Route is one route of the router, alive or not.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -190,8 +191,15 @@ type Fault struct {
 
 // FaultEnd is the second line of an attached injection.
 type FaultEnd struct {
-	End string `json:"end"` // "expired", "cleared", "stopped" …
+	End string `json:"end"`
 }
+
+// Why an attached fault ends, besides EndStopped.
+const (
+	EndExpired = "expired" // its time was up
+	EndCleared = "cleared" // by a command, or with its adapter
+	EndUnknown = "unknown" // the events that would tell are lost
+)
 
 // FaultMatch chooses faults. All of them only with All.
 type FaultMatch struct {
@@ -271,8 +279,31 @@ func (s *Server) addAdapter(r *request) (any, *Error) {
 		if err := names(true, body.Name, body.Driver); err != nil {
 			return err
 		}
+		for k, v := range body.Settings {
+			body.Settings[k] = plainNumbers(v)
+		}
 		return s.sw.AddAdapter(ctx, body)
 	})
+}
+
+// plainNumbers turns the numbers in a value of a JSON body into integers, where
+// they are some: TOML tells 16 from 16.0.
+func plainNumbers(v any) any {
+	switch v := v.(type) {
+	case json.Number:
+		if i, err := v.Int64(); err == nil {
+			return i
+		}
+		f, _ := v.Float64() // what is beyond a float is infinite, and refused by those who read it
+		return f
+	case []any:
+		return each(v, plainNumbers)
+	case map[string]any:
+		for k := range v {
+			v[k] = plainNumbers(v[k])
+		}
+	}
+	return v
 }
 
 func (s *Server) filters(r *request) (any, *Error) {
@@ -314,8 +345,20 @@ func (s *Server) removeFilter(r *request) (any, *Error) {
 	})
 }
 
-func (s *Server) addRoute(r *request) (any, *Error)    { return command(r, s.sw.AddRoute) }
-func (s *Server) deleteRoute(r *request) (any, *Error) { return command(r, s.sw.DeleteRoute) }
+func (s *Server) addRoute(r *request) (any, *Error)    { return changeRoute(r, s.sw.AddRoute) }
+func (s *Server) deleteRoute(r *request) (any, *Error) { return changeRoute(r, s.sw.DeleteRoute) }
+
+func changeRoute(r *request, do func(context.Context, RouteSettings) error) (any, *Error) {
+	return command(r, func(ctx context.Context, body RouteSettings) error {
+		if body.To == "" {
+			return badRequest(`"to" is a prefix such as "203.0.113.0/24", or "default"`, "where does the route lead to?")
+		}
+		if err := names(false, body.To, body.Via, body.Interface); err != nil {
+			return err
+		}
+		return do(ctx, body)
+	})
+}
 
 func (m NATMatch) check() error {
 	return names(false, m.Interface, m.Address)
@@ -394,7 +437,10 @@ func (s *Server) clearFaults(r *request) (any, *Error) {
 		return nil, fail
 	}
 	if !match.All && match.ID == 0 && match.On == "" && match.Owner == "" {
-		return nil, badRequest(`{"all": true} ends every fault`, "which faults?")
+		return nil, badRequest(`say id, on or owner; {"all": true} ends every fault`, "which faults?")
+	}
+	if err := names(false, match.On, match.Owner); err != nil {
+		return nil, errorFrom(err)
 	}
 	n, err := s.sw.ClearFaults(r.Context(), match)
 	if err != nil {
@@ -478,13 +524,17 @@ func (s *Server) inject(w http.ResponseWriter, r *request) *Error {
 		return nil
 	}
 	for {
-		events, _, more := s.sw.Events(after)
+		events, lost, more := s.sw.Events(after)
 		for _, e := range events {
 			after = e.Seq
 			if end, ok := faultEnd(e, fault.ID); ok {
 				send(FaultEnd{end}, s.limits.follow)
 				return nil
 			}
+		}
+		if lost > 0 && !s.inForce(r, fault.ID) { // its end is among the events that nobody knows any more
+			send(FaultEnd{EndUnknown}, s.limits.follow)
+			return nil
 		}
 		select {
 		case <-more:
@@ -508,13 +558,22 @@ func (r *request) caller() string {
 }
 
 // faultEnd reads the end of fault id from an event: "fault.expired" and the like,
-// From "fault 7".
+// Why "lease 7: …" or "lease 7 of WHO: …".
 func faultEnd(e ndiscore.Event, id uint64) (string, bool) {
-	what, ok := strings.CutPrefix(e.What, "fault.")
-	if !ok || what == "injected" || e.From != fmt.Sprintf("fault %d", id) {
+	end, ok := strings.CutPrefix(e.What, "fault.")
+	if !ok || end != EndExpired && end != EndCleared {
 		return "", false
 	}
-	return what, true
+	rest, ok := strings.CutPrefix(e.Why, fmt.Sprintf("lease %d", id))
+	return end, ok && (strings.HasPrefix(rest, ":") || strings.HasPrefix(rest, " "))
+}
+
+// inForce reports whether fault id has not ended yet.
+func (s *Server) inForce(r *request, id uint64) bool {
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	faults, err := s.sw.Faults(ctx)
+	return err != nil || slices.ContainsFunc(faults, func(f Fault) bool { return f.ID == id })
 }
 
 func (s *Server) apply(r *request) (any, *Error) {

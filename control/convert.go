@@ -47,7 +47,7 @@ func wireAdapter(a ndiscore.AdapterInfo) Adapter {
 
 func wireBundle(b ndiscore.BundleInfo) Bundle {
 	return Bundle{
-		Name: b.Name, Mode: b.Mode.String(), Active: b.Active, Failback: b.Failback.String(), Hold: time.Duration(b.Hold).String(),
+		Name: b.Name, Mode: b.Mode.String(), Active: b.Active, Balance: b.Balance.String(), Failback: b.Failback.String(), Hold: time.Duration(b.Hold).String(),
 		Members: each(b.Members, func(m ndiscore.BundleMember) Member {
 			return Member{
 				Adapter: m.Adapter, Role: m.Role, Verdict: m.Verdict.String(), State: m.State.String(),
@@ -58,13 +58,14 @@ func wireBundle(b ndiscore.BundleInfo) Bundle {
 }
 
 func wireFDBEntry(e bridge.FDBEntry) FDBEntry {
-	return FDBEntry{MAC: e.MAC.String(), Port: e.Port, AgeSeconds: e.Age, Local: e.Local}
+	return FDBEntry{MAC: e.MAC.String(), VLAN: int(e.VLAN), Port: e.Port, AgeSeconds: e.Age, Local: e.Local}
 }
 
 func wireInterface(i stack.InterfaceInfo) Interface {
 	return Interface{
 		Name: i.Name, On: i.On, Adapter: i.Adapter, MAC: wireMAC(i.MAC), MTU: i.MTU,
 		Addresses: each(i.Addresses, netip.Prefix.String), Up: i.Up, Link: wireLink(i.Link),
+		Masquerade: i.Masquerade, Masquerade6: i.Masquerade6,
 	}
 }
 

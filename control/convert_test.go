@@ -21,27 +21,27 @@ func TestWireTypesAreComplete(t *testing.T) {
 	link := ndiscore.LinkState{Media: ndiscore.MediaConnected, Speed: 1e9, Why: "carrier"}
 	mac := ndiscore.MAC{2, 0, 0x5e, 0, 0x53, 1}
 	counters := ndiscore.Counters{
-		RxFrames: 1, RxBytes: 2, Forwarded: 3, Delivered: 4, RxDropped: map[string]uint64{"ttl": 5},
+		RxFrames: 1, RxBytes: 2, Forwarded: 3, Delivered: 4, RxHeld: 11, RxDropped: map[string]uint64{"ttl": 5},
 		TxFrames: 6, TxBytes: 7, TxSegments: 8, TxDropped: map[string]uint64{"paused": 9}, Device: map[string]uint64{"full": 10},
 	}
 	binding := ndiscore.BindingInfo{Protocol: "stack", Adapter: "up0", Target: "wan", State: ndiscore.BindingRunning}
-	filter := ndiscore.FilterInfo{Name: "fault", State: ndiscore.FilterRunning}
+	filter := ndiscore.FilterInfo{Name: "fault", State: ndiscore.FilterRunning, Mandatory: true}
 	adapter := ndiscore.AdapterInfo{
 		Name: "up0", Driver: "tap", Virtual: true, State: ndiscore.StateRunning, Oper: ndiscore.OperUp, Cause: "configured",
-		LastHalt: ndiscore.HaltSurpriseRemoved, Waiting: true, Stuck: true, Device: "tap0", MAC: mac, MTU: 1500, Link: link,
+		LastHalt: ndiscore.HaltSurpriseRemoved, Waiting: true, Stuck: true, Asleep: true, Health: ndiscore.Degraded, Resets: 3, Device: "tap0", MAC: mac, MTU: 1500, Link: link,
 		Bundle: "wan", Filters: []ndiscore.FilterInfo{filter}, Bindings: []ndiscore.BindingInfo{binding}, Counters: counters,
 	}
 	member := ndiscore.BundleMember{
 		Adapter: "up0", Role: "active", Verdict: ndiscore.VerdictHeld, State: ndiscore.StateRunning, Link: link, Probe: "answered",
 	}
 	bundle := ndiscore.BundleInfo{
-		Name: "wan", Mode: ndiscore.BundleNDIS5, Active: "up0", Failback: ndiscore.FailbackNever, Members: []ndiscore.BundleMember{member},
+		Name: "wan", Mode: ndiscore.BundleNDIS5, Active: "up0", Balance: ndiscore.BalanceHash, Failback: ndiscore.FailbackNever, Members: []ndiscore.BundleMember{member},
 	}
 	bundle.Hold += 1e9 // its type is the core's own
-	entry := bridge.FDBEntry{MAC: mac, Port: "lan0", Age: 3, Local: true}
+	entry := bridge.FDBEntry{MAC: mac, VLAN: 10, Port: "lan0", Age: 3, Local: true}
 	address := netip.MustParsePrefix("192.0.2.2/24")
 	iface := stack.InterfaceInfo{
-		Name: "wan", On: "wan", Adapter: "up0", MAC: mac, MTU: 1500, Addresses: []netip.Prefix{address}, Up: true, Link: link,
+		Name: "wan", On: "wan", Adapter: "up0", MAC: mac, MTU: 1500, Addresses: []netip.Prefix{address}, Up: true, Link: link, Masquerade: true, Masquerade6: true,
 	}
 	route := stack.RouteInfo{
 		To: netip.MustParsePrefix("198.51.100.0/24"), Via: netip.MustParseAddr("192.0.2.1"), Interface: "wan", Metric: 7,
@@ -93,6 +93,7 @@ func generic(t *testing.T, v any) (out any) {
 func TestWireTypesHaveNoNulls(t *testing.T) {
 	for _, v := range []any{
 		wireAdapter(ndiscore.AdapterInfo{}), wireBundle(ndiscore.BundleInfo{}), wireInterface(stack.InterfaceInfo{}), wireStats(Stats{}),
+		wireBridge(Bridge{}), wireBridge(Bridge{Groups: []Group{{}}}), wireFault(Fault{}),
 		AdapterList{each(nil, wireAdapter)}, FDB{each(nil, wireFDBEntry)},
 	} {
 		if path := findNull(generic(t, v), ""); path != "" {

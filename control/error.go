@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
@@ -77,6 +78,13 @@ const (
 	hintLog   = "the log of the switch says more"
 )
 
+// conflicts are the errors of the core which say that it is no time for what was
+// asked, or that the device, or somebody above it, does not want it.
+var conflicts = []error{
+	ndiscore.ErrInvalidState, ndiscore.ErrFailure, ndiscore.ErrExists, ndiscore.ErrPaused, ndiscore.ErrResetInProgress, ndiscore.ErrQuarantined,
+	ndiscore.ErrNotAccepted, ndiscore.ErrLowPower, ndiscore.ErrDeviceAbsent, ndiscore.ErrSoftErrors, ndiscore.ErrHardErrors, ndiscore.ErrResources,
+}
+
 // errorFrom finds the answer for an error of the switch.
 func errorFrom(err error) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
@@ -92,8 +100,9 @@ func errorFrom(err error) *Error {
 		return &Error{http.StatusGatewayTimeout, CodeTimeout, msg, "a command may still be carried out: see the events"}
 	case errors.Is(err, ndiscore.ErrNotSupported):
 		return &Error{http.StatusNotImplemented, CodeNotSupported, msg, ""}
-	case errors.Is(err, ndiscore.ErrInvalidState), errors.Is(err, ndiscore.ErrFailure), errors.Is(err, ndiscore.ErrExists),
-		errors.Is(err, ndiscore.ErrPaused), errors.Is(err, ndiscore.ErrResetInProgress), errors.Is(err, ndiscore.ErrQuarantined):
+	case errors.Is(err, ndiscore.ErrInvalidData):
+		return badRequest("", "%s", msg)
+	case slices.ContainsFunc(conflicts, func(target error) bool { return errors.Is(err, target) }):
 		return &Error{http.StatusConflict, CodeConflict, msg, ""}
 	}
 	return &Error{http.StatusInternalServerError, CodeInternal, msg, hintLog}

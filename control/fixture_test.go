@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/seed-b14e907b/vswitch/filters/fault"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 	"github.com/seed-b14e907b/vswitch/ndiscore/bridge"
 	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
@@ -23,13 +26,20 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fixture is a real core with two fake devices in a team and a fake protocol on
-// it; what a bridge and a router would tell is written down.
+// it, and faults that do nothing but last; what a bridge and a router would tell,
+// and what a configuration would become, is written down.
 type fixture struct {
 	core *ndiscore.Core
 	// commands counts the orders that reached the switch.
 	commands atomic.Int32
 	// hold, if not nil, makes Stats wait for it, or for the end of ctx.
 	hold chan struct{}
+
+	mu     sync.Mutex
+	last   uint64
+	faults []Fault
+	routes []RouteSettings
+	added  []AdapterSettings
 }
 
 var _ Switch = (*fixture)(nil)
@@ -44,8 +54,11 @@ func newFixture(t *testing.T, events int) *fixture {
 			t.Fatal(err)
 		}
 	}
-	up0, up1 := ndistest.NewAdapter("up0", ndistest.AdapterOptions{}), ndistest.NewAdapter("up1", ndistest.AdapterOptions{})
-	_, err := core.RegisterDriver(ndistest.Driver("fake", up0, up1))
+	var devices []ndiscore.Adapter
+	for _, name := range []string{"up0", "up1", "up2"} {
+		devices = append(devices, ndistest.NewAdapter(name, ndistest.AdapterOptions{Resets: true}).Contract())
+	}
+	_, err := core.RegisterDriver(ndistest.Driver("fake", devices...))
 	check(err)
 	for _, name := range []string{"up0", "up1"} {
 		check(core.AddAdapter(ctx, ndiscore.AdapterSpec{
@@ -68,12 +81,151 @@ func (f *fixture) Adapters(ctx context.Context) ([]ndiscore.AdapterInfo, error) 
 	return f.core.Adapters(ctx)
 }
 
-func (f *fixture) RemoveAdapter(ctx context.Context, name, why string) error {
+func (f *fixture) Operate(ctx context.Context, op AdapterOp, name, why string, force bool) error {
 	f.commands.Add(1)
 	if name == "panic" {
 		panic("a fault")
 	}
-	return f.core.Remove(ctx, name, why)
+	if op == OpRemove {
+		return f.core.RemoveAfterQuery(ctx, name, why, force)
+	}
+	return map[AdapterOp]func(ctx context.Context, name, why string) error{
+		OpStart: f.core.Start, OpStop: f.core.Stop, OpPause: f.core.Pause, OpRestart: f.core.Restart,
+		OpReset: f.core.Reset, OpSuspend: f.core.Suspend, OpResume: f.core.Resume,
+	}[op](ctx, name, why)
+}
+
+func (f *fixture) AddAdapter(ctx context.Context, a AdapterSettings) error {
+	f.commands.Add(1)
+	f.mu.Lock()
+	f.added = append(f.added, a)
+	f.mu.Unlock()
+	if err := f.core.AddAdapter(ctx, ndiscore.AdapterSpec{Name: a.Name, Driver: a.Driver}); err != nil {
+		return err
+	}
+	return f.core.Start(ctx, a.Name, "added on request")
+}
+
+func (f *fixture) InsertFilter(ctx context.Context, adapter, filter string, at int) error {
+	f.commands.Add(1)
+	return f.core.InsertFilter(ctx, adapter, ndiscore.FilterSpec{Name: filter, Filter: ndistest.NewFilter("G", nil)}, at, "on request")
+}
+
+func (f *fixture) RemoveFilter(ctx context.Context, adapter, filter string) error {
+	f.commands.Add(1)
+	return f.core.RemoveFilter(ctx, adapter, filter, "on request")
+}
+
+func (f *fixture) BridgeList(context.Context) ([]Bridge, error) {
+	return []Bridge{{
+		Name: "lan", MAC: "02:00:00:00:00:09", VLAN: 10, Snooping: true,
+		Ports:  []BridgePort{{Name: "lan0", State: "forwarding", Trunk: "10,20-29", Native: 10, Addresses: 1}, {Name: "lan1", State: "down", Access: 10}},
+		Groups: []Group{{Address: "239.1.2.3", VLAN: 10, Ports: []string{"lan0"}}},
+	}, {Name: "bare"}}, nil
+}
+
+func (f *fixture) AddRoute(_ context.Context, r RouteSettings) error {
+	f.commands.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if slices.Contains(f.routes, r) {
+		return fmt.Errorf("route to %s: %w", r.To, ndiscore.ErrExists)
+	}
+	f.routes = append(f.routes, r)
+	return nil
+}
+
+func (f *fixture) DeleteRoute(_ context.Context, r RouteSettings) error {
+	f.commands.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := slices.Index(f.routes, r)
+	if at < 0 {
+		return fmt.Errorf("route to %s: %w", r.To, ndiscore.ErrNotFound)
+	}
+	f.routes = slices.Delete(f.routes, at, at+1)
+	return nil
+}
+
+func (f *fixture) NAT(_ context.Context, match NATMatch, limit int) (NATTable, error) {
+	t := NATTable{Total: 2, Limit: 65536}
+	for _, source := range []string{"10.0.0.7:1024", "10.0.0.8:1024"} {
+		if len(t.Flows) < limit && (match.Address == "" || match.Address+":1024" == source) {
+			t.Flows = append(t.Flows, NATFlow{Interface: "wan", Protocol: "udp", Kind: "masquerade", State: "assured", Source: source, Destination: "192.0.2.9:53"})
+		}
+	}
+	return t, nil
+}
+
+func (f *fixture) FlushNAT(context.Context, NATMatch) (int, error) {
+	f.commands.Add(1)
+	return 2, nil
+}
+
+// Inject begins a fault that does nothing; it lasts until it is cleared or
+// expired.
+func (f *fixture) Inject(_ context.Context, s FaultSettings) (Fault, error) {
+	f.commands.Add(1)
+	if err := (fault.Spec{Kind: s.Kind, Adapter: s.On, Params: map[string]string{"chance": "1%"}}).Validate(); err != nil {
+		return Fault{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last++
+	x := Fault{
+		ID: f.last, Kind: s.Kind, On: s.On, Direction: "both", Params: s.Params, Seed: 1, Owner: s.Owner, Began: time.Unix(1, 0).UTC(), Ends: time.Unix(31, 0).UTC(),
+	}
+	f.faults = append(f.faults, x)
+	f.tell("fault.injected", x)
+	return x, nil
+}
+
+func (f *fixture) tell(what string, x Fault) {
+	f.core.Report(ndiscore.Event{What: what, Adapter: x.On, To: x.Kind, Why: fmt.Sprintf("lease %d of %s: test", x.ID, x.Owner)})
+}
+
+func (f *fixture) Faults(context.Context) ([]Fault, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.faults), nil
+}
+
+func (f *fixture) ClearFaults(_ context.Context, m FaultMatch) (int, error) {
+	f.commands.Add(1)
+	return f.end("fault.cleared", m), nil
+}
+
+// end ends faults with an event.
+func (f *fixture) end(what string, m FaultMatch) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := len(f.faults)
+	f.faults = slices.DeleteFunc(f.faults, func(x Fault) bool {
+		over := m.All || (m.ID == 0 || m.ID == x.ID) && (m.On == "" || m.On == x.On) && (m.Owner == "" || m.Owner == x.Owner)
+		if over && what != "" {
+			f.tell(what, x)
+		}
+		return over
+	})
+	return before - len(f.faults)
+}
+
+func (f *fixture) FaultKinds() []FaultKind {
+	return []FaultKind{
+		{Kind: "drop", Help: "lose frames", Params: []FaultParam{{Name: "chance", Unit: "share", Help: "lose this share of the frames, by chance"}}},
+		{Kind: "link-down", Help: "the adapter says that its link is down, and passes nothing", Device: true},
+	}
+}
+
+func (f *fixture) Apply(_ context.Context, text []byte, dryRun bool) (Plan, error) {
+	f.commands.Add(1)
+	if string(text) == "nothing" {
+		return Plan{Applied: !dryRun}, nil
+	}
+	return Plan{
+		Steps:   []PlanStep{{Op: "restart", Kind: "adapter", Name: "lan0", Text: "restart adapter lan0", Changes: []string{"mtu 1500 -> 9000"}, Disrupts: []string{"bridge lan"}}},
+		Refused: []string{"control.socket"}, Applied: !dryRun,
+	}, nil
 }
 
 func (f *fixture) Bundles(ctx context.Context) ([]ndiscore.BundleInfo, error) {
@@ -147,7 +299,7 @@ func serveFixture(t *testing.T, change func(*limits)) *running {
 	return serve(t, newFixture(t, 0), change)
 }
 
-func serve(t *testing.T, f *fixture, change func(*limits)) *running {
+func serve(t *testing.T, f *fixture, change func(*limits), prepare ...func(*Server)) *running {
 	t.Helper()
 	l := defaultLimits()
 	if change != nil {
@@ -157,6 +309,9 @@ func serve(t *testing.T, f *fixture, change func(*limits)) *running {
 	s, err := newServer(Options{Socket: path, Switch: f, Log: zaptest.NewLogger(t)}, l)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, p := range prepare {
+		p(s)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

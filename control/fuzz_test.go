@@ -30,16 +30,13 @@ func FuzzRequest(f *testing.F) {
 	} {
 		f.Add([]byte(seed))
 	}
-	served := context.WithValue(context.Background(), connKey{}, &conn{})
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
 		if err != nil {
 			return // net/http refuses it
 		}
 		sw := &silent{}
-		s := &Server{sw: sw, log: zap.NewNop(), limits: limits{followers: 0}}
-		w := httptest.NewRecorder()
-		s.serve(w, r.WithContext(served))
+		w := record(sw, r)
 		if n := sw.commands.Load(); n > 1 || n == 1 && r.Method != http.MethodPost {
 			t.Errorf("%d orders from one %s", n, r.Method)
 		}
@@ -57,6 +54,14 @@ func FuzzRequest(f *testing.F) {
 			t.Errorf("refused and carried out: %d %s", w.Code, w.Body)
 		}
 	})
+}
+
+// record has a switch answer a request from somebody who is served.
+func record(sw Switch, r *http.Request) *httptest.ResponseRecorder {
+	s := &Server{sw: sw, log: zap.NewNop(), limits: limits{followers: 0}}
+	w := httptest.NewRecorder()
+	s.serve(w, r.WithContext(context.WithValue(r.Context(), connKey{}, &conn{})))
+	return w
 }
 
 // FuzzAnswer has a client read what is not from a switch.
@@ -99,12 +104,17 @@ func (*silent) Adapters(context.Context) ([]ndiscore.AdapterInfo, error) { retur
 func (*silent) Bundles(context.Context) ([]ndiscore.BundleInfo, error)   { return nil, nil }
 func (*silent) Stats(context.Context) (Stats, error)                     { return Stats{}, nil }
 
-func (s *silent) RemoveAdapter(context.Context, string, string) error {
-	s.commands.Add(1)
-	return nil
+func (s *silent) Operate(context.Context, AdapterOp, string, string, bool) error { return s.order() }
+func (s *silent) AddAdapter(context.Context, AdapterSettings) error              { return s.order() }
+func (s *silent) Promote(context.Context, string, string) error                  { return s.order() }
+func (s *silent) InsertFilter(context.Context, string, string, int) error        { return s.order() }
+func (s *silent) RemoveFilter(context.Context, string, string) error             { return s.order() }
+
+func (s *silent) Inject(context.Context, FaultSettings) (Fault, error) {
+	return Fault{ID: 7}, s.order()
 }
 
-func (s *silent) Promote(context.Context, string, string) error {
+func (s *silent) order() error {
 	s.commands.Add(1)
 	return nil
 }

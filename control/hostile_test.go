@@ -172,16 +172,15 @@ func TestTooManyConnections(t *testing.T) {
 // A connection whose peer is not served gets one answer, whatever it asks; so
 // does one that has not been looked at.
 func TestForbidden(t *testing.T) {
-	r := serveFixture(t, nil)
-	r.server.access = access{uid: 4_000_000_000, group: -1}
+	r := serve(t, newFixture(t, 0), nil, func(s *Server) { s.access = access{uid: 4_000_000_000, group: -1} })
 	if r.server.access.refuse(peer{uid: uint32(unix.Geteuid())}) == nil {
 		// We are root, who is served whoever else is not.
-		if err := r.client.RemoveAdapter(ndistest.Context(t), "up0", ""); err != nil || r.commands.Load() != 1 {
+		if err := r.client.Operate(ndistest.Context(t), OpRemove, "up0", "", false); err != nil || r.commands.Load() != 1 {
 			t.Errorf("root is not served: %v", err)
 		}
 		return
 	}
-	if err := wantError(r.client.RemoveAdapter(ndistest.Context(t), "up0", ""), CodeForbidden); err != nil {
+	if err := wantError(r.client.Operate(ndistest.Context(t), OpRemove, "up0", "", false), CodeForbidden); err != nil {
 		t.Error(err)
 	}
 	if n := r.commands.Load(); n != 0 {
@@ -201,7 +200,7 @@ func TestUnknownConnection(t *testing.T) {
 	defer other.Close()
 	c := NewClient(l.Addr().String())
 	defer c.Close()
-	if err := wantError(c.RemoveAdapter(ndistest.Context(t), "up0", ""), CodeForbidden); err != nil {
+	if err := wantError(c.Operate(ndistest.Context(t), OpRemove, "up0", "", false), CodeForbidden); err != nil {
 		t.Error(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -23,7 +24,7 @@ type documented struct {
 
 var heading = regexp.MustCompile(`^### (GET|POST) (/v1/\S+)$`)
 
-func readme(t *testing.T) []documented {
+func readme(t testing.TB) []documented {
 	t.Helper()
 	b, err := os.ReadFile("README.md")
 	if err != nil {
@@ -94,27 +95,35 @@ func TestREADMEListsEveryCode(t *testing.T) {
 	}
 }
 
-// Every answer has the shape of its example: the same names, the same types.
+// Every answer has the shape of its example: the same names, the same types. Of a
+// command the first example is the body, the second one the answer, unless that
+// is Done. What is shown works, in the order in which it is shown.
 func TestREADMEExamples(t *testing.T) {
 	r := serveFixture(t, nil)
+	if _, err := r.Inject(ndistest.Context(t), FaultSettings{Kind: "drop", On: "up1", Params: map[string]string{"chance": "1%"}}); err != nil {
+		t.Fatal(err)
+	}
 	for _, d := range readme(t) {
 		t.Run(d.method+" "+d.path, func(t *testing.T) {
 			path := d.path
-			switch {
-			case strings.HasPrefix(path, "/v1/adapters/"):
-				path = strings.Replace(path, "{name}", "up0", 1)
-			case strings.HasPrefix(path, "/v1/bundles/"):
-				path = strings.Replace(path, "{name}", "wan", 1)
+			for before, name := range map[string]string{"/v1/adapters/": "up0", "/v1/bundles/": "wan", "/v1/bridges/": "lan", "/v1/interfaces/": "wan"} {
+				if strings.HasPrefix(path, before) {
+					path = strings.Replace(path, "{name}", name, 1)
+				}
 			}
 			examples := d.blocks["json"]
 			if d.method == http.MethodPost {
-				if len(examples) != 1 {
-					t.Fatal("want one example of a body")
+				if len(examples) == 0 || len(examples) > 2 {
+					t.Fatal("want an example of a body, and of the answer if there is more to it")
 				}
 				c := dial(t, r.path)
 				fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", path, len(examples[0]), examples[0])
-				if resp, body := readResponse(t, c, "POST"); resp.StatusCode != 200 || body != "{\"done\":true}\n" {
+				resp, body := readResponse(t, c, "POST")
+				switch {
+				case resp.StatusCode != 200, len(examples) == 1 && body != "{\"done\":true}\n":
 					t.Errorf("%s: %s", resp.Status, body)
+				case len(examples) == 2:
+					likeExample(t, examples[1], strings.NewReader(body))
 				}
 				return
 			}
@@ -132,16 +141,7 @@ func TestREADMEExamples(t *testing.T) {
 			if len(examples) != 1 {
 				t.Fatal("want one example of an answer")
 			}
-			var example, answer any
-			if err := json.Unmarshal([]byte(examples[0]), &example); err != nil {
-				t.Fatalf("the example: %v", err)
-			}
-			if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-				t.Fatal(err)
-			}
-			for _, problem := range sameShape("", "", example, answer) {
-				t.Error(problem)
-			}
+			likeExample(t, examples[0], resp.Body)
 		})
 	}
 	// The lines of a followed log, as they are shown.
@@ -156,9 +156,23 @@ func TestREADMEExamples(t *testing.T) {
 	}
 }
 
+func likeExample(t *testing.T, text string, r io.Reader) {
+	t.Helper()
+	var example, answer any
+	if err := json.Unmarshal([]byte(text), &example); err != nil {
+		t.Fatalf("the example: %v", err)
+	}
+	if err := json.NewDecoder(r).Decode(&answer); err != nil {
+		t.Fatal(err)
+	}
+	for _, problem := range sameShape("", "", example, answer) {
+		t.Error(problem)
+	}
+}
+
 // Objects whose names are data, and what may be left out.
 var (
-	counted  = []string{"rx_dropped", "tx_dropped", "device", "router", "bridges", "lan"}
+	counted  = []string{"rx_dropped", "tx_dropped", "device", "router", "bridges", "lan", "params"}
 	optional = []string{"rx_dropped", "tx_dropped", "device", "adapter", "protocol", "from", "to", "why"}
 )
 

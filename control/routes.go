@@ -240,6 +240,7 @@ func (r *request) decode(into any) *Error {
 	}
 	d := json.NewDecoder(strings.NewReader(string(r.body)))
 	d.DisallowUnknownFields()
+	d.UseNumber() // for values of any type
 	if err := d.Decode(into); err != nil {
 		return badRequest("", "body: %s", strings.TrimPrefix(err.Error(), "json: "))
 	}

@@ -42,7 +42,7 @@ func TestClientReadsEverything(t *testing.T) {
 		t.Errorf("Bindings: %+v, %v", b, err)
 	}
 	for _, bridge := range []string{"", "lan"} {
-		if e, err := c.FDB(ctx, bridge); err != nil || len(e) != 1 || e[0] != (FDBEntry{"02:00:00:00:00:02", "lan0", 3, false}) {
+		if e, err := c.FDB(ctx, bridge); err != nil || len(e) != 1 || e[0] != (FDBEntry{"02:00:00:00:00:02", 0, "lan0", 3, false}) {
 			t.Errorf("FDB(%q): %+v, %v", bridge, e, err)
 		}
 	}
@@ -81,7 +81,7 @@ func TestCommands(t *testing.T) {
 	if b, err := c.Bundle(ctx, "wan"); err != nil || b.Active != "up1" {
 		t.Errorf("after promote: %+v, %v", b, err)
 	}
-	if err := c.RemoveAdapter(ctx, "up1", "the cable goes"); err != nil {
+	if err := c.Operate(ctx, OpRemove, "up1", "the cable goes", false); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := c.Bundle(ctx, "wan"); err != nil || b.Active != "up0" {
@@ -99,15 +99,15 @@ func TestCommands(t *testing.T) {
 		err  error
 		code Code
 	}{
-		{"remove what is gone", c.RemoveAdapter(ctx, "up1", ""), CodeNotFound},
+		{"remove what is gone", c.Operate(ctx, OpRemove, "up1", "", false), CodeNotFound},
 		{"promote what is gone", c.Promote(ctx, "wan", "up1"), CodeConflict},
 		{"promote a stranger", c.Promote(ctx, "wan", "lan0"), CodeNotFound},
 		{"promote in a stranger", c.Promote(ctx, "lan", "up0"), CodeNotFound},
 		{"promote nobody", c.Promote(ctx, "wan", ""), CodeBadRequest},
-		{"a long reason", c.RemoveAdapter(ctx, "up0", strings.Repeat("x", 300)), CodeBadRequest},
-		{"a long name", c.RemoveAdapter(ctx, strings.Repeat("x", 300), ""), CodeBadRequest},
-		{"a name with slashes", c.RemoveAdapter(ctx, "../../up0", ""), CodeNotFound},
-		{"a fault", c.RemoveAdapter(ctx, "panic", ""), CodeInternal},
+		{"a long reason", c.Operate(ctx, OpRemove, "up0", strings.Repeat("x", 300), false), CodeBadRequest},
+		{"a long name", c.Operate(ctx, OpRemove, strings.Repeat("x", 300), "", false), CodeBadRequest},
+		{"a name with slashes", c.Operate(ctx, OpRemove, "../../up0", "", false), CodeNotFound},
+		{"a fault", c.Operate(ctx, OpRemove, "panic", "", false), CodeInternal},
 	} {
 		if err := wantError(tc.err, tc.code); err != nil {
 			t.Errorf("%s: %v", tc.name, err)
@@ -162,7 +162,62 @@ func TestBadRequests(t *testing.T) {
 		{"POST", "/v1/adapters/up0/remove", "{", 400, CodeBadRequest},
 		{"POST", "/v1/adapters/up0/remove", "[]", 400, CodeBadRequest},
 		{"POST", "/v1/adapters/up0/remove", `{"why": 7}`, 400, CodeBadRequest},
-		{"POST", "/v1/adapters/up0/remove", `{"force": true}`, 400, CodeBadRequest},
+		{"POST", "/v1/adapters/up0/remove", `{"force": 1}`, 400, CodeBadRequest},
+		{"POST", "/v1/adapters/up0/stop", `{"force": true}`, 400, CodeBadRequest},
+		{"POST", "/v1/adapters/up0/explode", "", 404, CodeNotFound},
+		{"POST", "/v1/adapters/up0/start", `{"reason": "x"}`, 400, CodeBadRequest},
+		{"POST", "/v1/adapters", "", 400, CodeBadRequest},
+		{"POST", "/v1/adapters", `{"name": "x"}`, 400, CodeBadRequest},
+		{"POST", "/v1/adapters", `{"driver": "x"}`, 400, CodeBadRequest},
+		{"POST", "/v1/adapters", `{"name": "x", "driver": "fake", "settings": ["mtu"]}`, 400, CodeBadRequest},
+		{"POST", "/v1/adapters", `{"name": "x", "driver": "fake", "mtu": 1500}`, 400, CodeBadRequest},
+		{"POST", "/v1/adapters", `{"name": "` + strings.Repeat("x", 65) + `", "driver": "fake"}`, 400, CodeBadRequest},
+		{"DELETE", "/v1/adapters", "", 405, CodeMethod},
+		{"GET", "/v1/filters/insert", "", 405, CodeMethod},
+		{"POST", "/v1/filters/insert", "", 400, CodeBadRequest},
+		{"POST", "/v1/filters/insert", `{"adapter": "up0"}`, 400, CodeBadRequest},
+		{"POST", "/v1/filters/insert", `{"adapter": "up0", "filter": "x", "at": "top"}`, 400, CodeBadRequest},
+		{"POST", "/v1/filters/insert", `{"adapter": "up0", "filter": "x", "at": 1.5}`, 400, CodeBadRequest},
+		{"POST", "/v1/filters/remove", `{"adapter": "up0", "filter": "x", "at": 1}`, 400, CodeBadRequest},
+		{"POST", "/v1/filters/remove", `{"adapter": "` + strings.Repeat("x", 65) + `", "filter": "x"}`, 400, CodeBadRequest},
+		{"GET", "/v1/bridges/nobody", "", 404, CodeNotFound},
+		{"GET", "/v1/interfaces/nobody", "", 404, CodeNotFound},
+		{"POST", "/v1/routes", "{}", 405, CodeMethod},
+		{"POST", "/v1/routes/add", "", 400, CodeBadRequest},
+		{"POST", "/v1/routes/add", `{"via": "192.0.2.1"}`, 400, CodeBadRequest},
+		{"POST", "/v1/routes/add", `{"to": "` + strings.Repeat("1", 65) + `"}`, 400, CodeBadRequest},
+		{"POST", "/v1/routes/add", `{"to": "default", "metric": -1}`, 400, CodeBadRequest},
+		{"POST", "/v1/routes/add", `{"to": "default", "metric": 4294967296}`, 400, CodeBadRequest},
+		{"POST", "/v1/routes/delete", `{"to": ["default"]}`, 400, CodeBadRequest},
+		{"GET", "/v1/nat?limit=", "", 400, CodeBadRequest},
+		{"GET", "/v1/nat?limit=-1", "", 400, CodeBadRequest},
+		{"GET", "/v1/nat?limit=10001", "", 400, CodeBadRequest},
+		{"GET", "/v1/nat?limit=all", "", 400, CodeBadRequest},
+		{"GET", "/v1/nat?address=" + strings.Repeat("1", 65), "", 400, CodeBadRequest},
+		{"GET", "/v1/nat?interface=wan&interface=lan", "", 400, CodeBadRequest},
+		{"POST", "/v1/nat/flush", `{"all": true}`, 400, CodeBadRequest},
+		{"POST", "/v1/nat/flush", `{"interface": "` + strings.Repeat("x", 65) + `"}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults", "", 400, CodeBadRequest},
+		{"POST", "/v1/faults", `{"kind": "drop"}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults", `{"on": "up0"}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults", `{"kind": "drop", "on": "up0", "params": {"chance": 1}}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults", `{"kind": "drop", "on": "up0", "seed": -1}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults", `{"kind": "drop", "on": "up0", "owner": "` + strings.Repeat("x", 65) + `"}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults?attached=maybe", `{"kind": "drop", "on": "up0"}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults?attached=", `{"kind": "drop", "on": "up0"}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults?detach=true", `{"kind": "drop", "on": "up0"}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults?attached=true", `{"kind": "drop", "on": "up0"} {}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults/kinds", "", 405, CodeMethod},
+		{"POST", "/v1/faults/clear", "", 400, CodeBadRequest},
+		{"POST", "/v1/faults/clear", `{"all": false}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults/clear", `{"id": "1"}`, 400, CodeBadRequest},
+		{"POST", "/v1/faults/clear", `{"owner": "` + strings.Repeat("x", 65) + `"}`, 400, CodeBadRequest},
+		{"POST", "/v1/config", "", 405, CodeMethod},
+		{"POST", "/v1/config/apply", "", 400, CodeBadRequest},
+		{"POST", "/v1/config/apply", `{"toml": " \n"}`, 400, CodeBadRequest},
+		{"POST", "/v1/config/apply", `{"toml": "[control]", "dryrun": true}`, 400, CodeBadRequest},
+		{"POST", "/v1/config/apply", "[control]\n", 400, CodeBadRequest},
+		{"POST", "/v1/config/apply", `{"toml": "` + strings.Repeat("#", maxConfigBytes) + `"}`, 413, CodeTooLarge},
 		{"POST", "/v1/adapters/up0/remove", `{"why": "a"} {"why": "b"}`, 400, CodeBadRequest},
 		{"POST", "/v1/adapters/up0/remove?why=a", "", 400, CodeBadRequest},
 		{"POST", "/v1/adapters/up0/remove", `{"why": "` + strings.Repeat("x", 70_000) + `"}`, 413, CodeTooLarge},

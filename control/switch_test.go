@@ -66,7 +66,7 @@ func TestRealSwitch(t *testing.T) {
 		}
 	}
 	for name, err := range map[string]error{
-		"remove":  c.RemoveAdapter(ctx, "lan0", ""),
+		"remove":  c.Operate(ctx, control.OpRemove, "lan0", "", false),
 		"promote": c.Promote(ctx, "wan", "up0"),
 		"show":    func() error { _, err := c.Adapter(ctx, "lan0"); return err }(),
 		"fdb":     func() error { _, err := c.FDB(ctx, "lan"); return err }(),
@@ -149,7 +149,7 @@ addresses = ["10.1.0.1/24"]
 			"Stats":      func(ctx context.Context) error { _, err := c.Stats(ctx); return err },
 			"Events":     func(ctx context.Context) error { _, err := c.Events(ctx, 0); return err },
 			"Config":     func(ctx context.Context) error { _, err := c.Config(ctx); return err },
-			"Remove":     func(ctx context.Context) error { return c.RemoveAdapter(ctx, "nobody", "") },
+			"Remove":     func(ctx context.Context) error { return c.Operate(ctx, control.OpRemove, "nobody", "", false) },
 			"Promote":    func(ctx context.Context) error { return c.Promote(ctx, "nobody", "a") },
 		} {
 			ctx, cancel := context.WithTimeout(context.Background(), limit)

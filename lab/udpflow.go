@@ -458,8 +458,13 @@ func (d *flowDirection) arrived(seq uint64, sent, at int64, overruns uint32) {
 		p = &m.nxt
 	}
 	if overruns != 0 {
-		p.overrun += uint64(overruns - m.overruns) // the kernel's counter wraps, and so does this
+		n := uint64(overruns - m.overruns) // the kernel's counter wraps, and so does this
 		m.overruns = overruns
+		if seq >= m.bound { // those before it may be of the phase that has ended
+			old := min(n, m.bound-m.start-min(m.bound-m.start, m.cur.received+m.cur.overrun))
+			m.cur.overrun, n = m.cur.overrun+old, n-old
+		}
+		p.overrun += n
 	}
 	p.silent(m.lastAt, at)
 	if seq >= m.bound {

@@ -24,8 +24,9 @@ type event struct {
 	poll     pollResult // evDone of a poll
 	protocol string     // evUnbind, evReenumerate, evLeave
 	target   string     // evUnbind; evSecondary: the primary
-	filter   string     // evFilterLeaves
-	names    []string   // evFilterMoved: the new order; evBundleLeft: the members
+	filter   string     // evFilterAdded, evFilterLeaves, evFilterMoved
+	place    int        // evFilterMoved: from the miniport up, without the module itself; negative: the top
+	names    []string   // evBundleLeft: the members
 }
 
 type eventKind uint8

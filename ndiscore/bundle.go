@@ -522,7 +522,7 @@ func (m *machine) overlaps(b *mBundle, a *mAdapter) bool {
 // team has given up the member, and still takes what comes in by it.
 func (m *machine) lingersFor(a *mAdapter, mb *mBinding) bool {
 	for _, b := range m.bundles {
-		if mb.protocol.name == teamProtocol(b.name) && !mb.protocol.leaving && m.overlaps(b, a) {
+		if mb.protocol.name == teamProtocol(b.name) && !mb.protocol.leaving && !a.inhibited && m.overlaps(b, a) {
 			return true
 		}
 	}

@@ -95,14 +95,7 @@ func (m *machine) unstack(a *mAdapter, f *mFilter) {
 }
 
 func (m *machine) reorder(a *mAdapter) {
-	at := func(f *mFilter) int {
-		if i := slices.Index(a.order, f.name); i >= 0 {
-			return i
-		}
-		return len(a.order)
-	}
-	a.filters = slices.Clone(a.filters)
-	slices.SortStableFunc(a.filters, func(x, y *mFilter) int { return at(x) - at(y) })
+	a.filters = a.ordered()
 	names := make([]string, len(a.filters))
 	for i, f := range a.filters {
 		names[i] = f.name
@@ -112,9 +105,24 @@ func (m *machine) reorder(a *mAdapter) {
 	m.event(Event{What: "filter.moved", Adapter: a.name, To: fmt.Sprint(names), Why: a.cause})
 }
 
+// ordered are the modules in the order that they are to have; who is not named
+// there is above the others.
+func (a *mAdapter) ordered() []*mFilter {
+	at := func(f *mFilter) int {
+		if i := slices.Index(a.order, f.name); i >= 0 {
+			return i
+		}
+		return len(a.order)
+	}
+	fs := slices.Clone(a.filters)
+	slices.SortStableFunc(fs, func(x, y *mFilter) int { return at(x) - at(y) })
+	return fs
+}
+
 // filterAdded takes note of a module that the core has put into the chain.
 func (m *machine) filterAdded(a *mAdapter, ev event) {
 	a.settling = append(a.settling, waiter{reply: ev.reply, filter: ev.filter})
+	a.because(ev.why)
 	m.event(Event{What: "filter.added", Adapter: a.name, To: ev.filter, Why: ev.why})
 }
 
@@ -129,14 +137,31 @@ func (m *machine) filterLeaves(a *mAdapter, ev event) {
 		return
 	}
 	f.leaving = true
+	a.because(ev.why)
 	a.settling = append(a.settling, waiter{reply: ev.reply})
 }
 
 func (m *machine) filterMoved(a *mAdapter, ev event) {
-	if a.sleeping() {
+	f := a.module(ev.filter)
+	switch {
+	case f == nil || f.leaving:
+		m.reply(ev.reply, fmt.Errorf("adapter %s: filter %s: %w", a.name, ev.filter, ErrNotFound))
+		return
+	case a.sleeping():
 		m.reply(ev.reply, fmt.Errorf("adapter %s: filter %s: move: %w: it is suspended", a.name, ev.filter, ErrInvalidState))
 		return
 	}
-	a.order = ev.names
+	var names []string
+	for _, x := range a.ordered() { // as another move, which is under way, will leave it
+		if x != f {
+			names = append(names, x.name)
+		}
+	}
+	at := ev.place
+	if at < 0 || at > len(names) {
+		at = len(names)
+	}
+	a.order = slices.Insert(names, at, f.name)
+	a.because(ev.why)
 	a.settling = append(a.settling, waiter{reply: ev.reply})
 }

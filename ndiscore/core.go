@@ -342,18 +342,17 @@ func (c *Core) perform(a action) {
 		if !a.change.MAC.IsZero() {
 			t.mac.Store(a.change.MAC.Key())
 		}
-		c.slots[a.adapter].indicate(a.change)
+		c.tell(c.slots[a.adapter], a.change)
 	case actStatus:
-		s := c.slots[a.adapter]
 		if a.link != (LinkState{}) {
-			s.indicate(a.link)
+			c.tell(c.slots[a.adapter], a.link)
 		} else {
-			s.indicate(NetworkChange{Why: a.why})
+			c.tell(c.slots[a.adapter], NetworkChange{Why: a.why})
 		}
 	case actOper:
 		s := c.slots[a.adapter]
 		s.operation.Store(&a.oper)
-		s.indicate(OperChange{Status: a.oper.status, Reason: a.oper.reason})
+		c.tell(s, OperChange{Status: a.oper.status, Reason: a.oper.reason})
 	case actReorder:
 		s := c.slots[a.adapter]
 		s.update(func() {
@@ -377,6 +376,48 @@ func (c *Core) perform(a action) {
 		c.clock.AfterFunc(a.after, func() { c.post(post{ev: event{kind: evTick}}) })
 	default:
 		c.call(a)
+	}
+}
+
+// statusPatience is how long Run's goroutine waits for those above an adapter to
+// hear what the core says about it.
+const statusPatience = time.Second
+
+// tell indicates what the core itself has to say about an adapter, one thing
+// after the other, and waits until those above have heard it. One of them that
+// does not return, which it may not, holds up this adapter and nobody else: the
+// next pause quarantines it.
+func (c *Core) tell(s *slot, st Status) {
+	before := s.told
+	late := false
+	if before != nil {
+		select {
+		case <-before:
+		default:
+			late = true
+		}
+	}
+	if late && s.stuck.Load() {
+		return
+	}
+	heard := make(chan struct{})
+	s.told = heard
+	c.calls.Go(func() { // "status": ends when those above have heard
+		defer close(heard)
+		if before != nil {
+			<-before
+		}
+		s.indicate(st)
+	})
+	if late {
+		return // nobody waits twice for the same
+	}
+	limit := time.NewTimer(statusPatience)
+	defer limit.Stop()
+	select {
+	case <-heard:
+	case <-limit.C:
+		s.fault(fmt.Sprintf("somebody above it does not return from a status (%T), which may not block", st))
 	}
 }
 
@@ -858,6 +899,9 @@ func (c *Core) forget(name string) {
 	if h := s.driver; h != nil {
 		h.adapters--
 		last := h.adapters == 0
+		if last && h.driver.Unload != nil {
+			h.ready = false // no adapter more, unless it is registered anew
+		}
 		c.calls.Go(func() { // "forget": ends when the driver returns
 			if h.driver.Remove != nil {
 				h.driver.Remove(s.adapter)

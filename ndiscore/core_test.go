@@ -109,6 +109,14 @@ func (b *bench) protocol(p *ndistest.Protocol, targets ...string) {
 	b.must(b.core.AddProtocol(b.ctx(), p.Spec(targets...)))
 }
 
+// verified is protocol, with p behind a Verifier.
+func (b *bench) verified(p *ndistest.Protocol, targets ...string) {
+	b.t.Helper()
+	s := p.Spec(targets...)
+	s.Protocol = ndistest.VerifiedProtocol(b.t, p)
+	b.must(b.core.AddProtocol(b.ctx(), s))
+}
+
 func (b *bench) state(name string) string { return ndistest.State(b.t, b.core, name) }
 
 func (b *bench) awaitState(name, state string) {
@@ -479,8 +487,7 @@ func TestC26Orphan(t *testing.T) {
 	}
 }
 
-// C-27: each trigger raises exactly its halt action. PoweredDown has no
-// trigger yet: nothing is suspended.
+// C-27: each trigger raises exactly its halt action.
 func TestC27HaltActions(t *testing.T) {
 	for _, c := range []struct {
 		want    string
@@ -490,6 +497,7 @@ func TestC27HaltActions(t *testing.T) {
 		{"Stopped", func(b *bench, m *ndistest.Adapter) { b.must(b.core.Stop(b.ctx(), "M", "test")) }},
 		{"SurpriseRemoved", func(b *bench, m *ndistest.Adapter) { m.Vanish("gone") }},
 		{"DeviceFailed", func(b *bench, m *ndistest.Adapter) { b.must(m.Remove("failed")) }},
+		{"PoweredDown", func(b *bench, m *ndistest.Adapter) { b.must(b.core.Suspend(b.ctx(), "M", "test")) }},
 		{"InitFailed", nil},
 	} {
 		t.Run(c.want, func(t *testing.T) {
@@ -529,9 +537,13 @@ func TestC27HaltActions(t *testing.T) {
 			t.Error(tr.Calls())
 		}
 	})
-	t.Run("attributes", func(t *testing.T) { // C-22
+}
+
+func TestC22WithoutAttributes(t *testing.T) {
+	for _, o := range []ndistest.AdapterOptions{{MTU: 67}, {MTU: 65536}, {MAC: ndiscore.Broadcast}} {
 		var tr ndistest.Trace
-		m := nic("M", ndistest.AdapterOptions{Trace: &tr, MTU: 67})
+		o.Trace = &tr
+		m := nic("M", o)
 		leakFree(t)
 		core := ndistest.NewCore(t, ndiscore.Options{})
 		b := &bench{t: t, core: core}
@@ -544,7 +556,7 @@ func TestC27HaltActions(t *testing.T) {
 		if d := cmp.Diff([]string{"M.Init", "M.Halt(InitFailed)"}, tr.Calls()); d != "" {
 			t.Error(d)
 		}
-	})
+	}
 }
 
 // hoarder is an adapter that acquires things in Initialize and later, with a
@@ -643,7 +655,7 @@ func TestC31StatusAfterHalt(t *testing.T) {
 	b.add("M")
 	b.start("M")
 	m.SetLink(false, "carrier")
-	if n := len(p.Statuses()); n != 1 {
+	if n := len(p.Statuses()); n == 0 { // and the operational state, from the control side
 		t.Errorf("%d statuses", n)
 	}
 	ndistest.Await(t, "link event", func() bool { return len(b.events("link", "M")) > 0 })
@@ -658,6 +670,9 @@ func TestC31StatusAfterHalt(t *testing.T) {
 	}
 	if n := len(b.events("link", "M")); n != before {
 		t.Error("a status after halt became an event")
+	}
+	if n := len(b.events("adapter.fault", "M")); n != 1 {
+		t.Errorf("%d faults", n)
 	}
 }
 

@@ -19,7 +19,7 @@ var update = flag.Bool("update", false, "write the golden traces anew; read the 
 // every call at once unless told to hold or fail it.
 //
 //	protocol P1 M          adapter M F1 F2! nodevice    (F2! is mandatory; also virtual, reset, aware, nopause)
-//	bundle wan team up0 up1 [hold=1s] [failback=never] [proof] …
+//	bundle wan team up0 up1 [hold=1s] [down_delay=1s] [hash] …
 //	start M                stop|remove|pause|surprise|remove-miniport|shutdown M [why]
 //	suspend|resume|query|cancel|reset|miniport-reset|inhibit|allow|require-pause|allow-start M [why]
 //	insert M F3[!] 0       remove-filter M F3           move-filter M F3 0
@@ -28,7 +28,8 @@ var update = flag.Bool("update", false, "write the golden traces anew; read the 
 //	fail M.Init [reason]   the next such call returns an error
 //	hold M.Pause           such calls do not return until: release M.Pause
 //	link up0 up|down       advance 1s        observe up0 answered|lost|sent
-//	moved wan 1            promote wan up1   state    events (include events in traces)
+//	secondary up1 up0      what up1's driver says while it is initialised; promote-self up1
+//	moved wan 1 [0]        (to 1, when 0 was left) promote wan up1   state    events (include events in traces)
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -168,6 +169,10 @@ func (in *interpreter) command(f []string) error {
 				}
 				continue
 			}
+			if w == "hash" {
+				b.balance = BalanceHash
+				continue
+			}
 			b.members = append(b.members, w)
 		}
 		in.m.bundles = append(in.m.bundles, b)
@@ -216,16 +221,10 @@ func (in *interpreter) command(f []string) error {
 		in.replies++
 		in.step(event{kind: evFilterLeaves, adapter: f[1], filter: f[2], reply: in.replies})
 	case "move-filter":
-		a, at := in.m.adapter(f[1]), 0
+		at := 0
 		fmt.Sscan(f[3], &at)
-		var names []string
-		for _, x := range a.filters {
-			if x.name != f[2] {
-				names = append(names, x.name)
-			}
-		}
 		in.replies++
-		in.step(event{kind: evFilterMoved, adapter: f[1], names: slices.Insert(names, at, f[2]), reply: in.replies})
+		in.step(event{kind: evFilterMoved, adapter: f[1], filter: f[2], place: at, reply: in.replies})
 	case "hung":
 		r := in.polls[f[1]]
 		r.hung = true
@@ -260,11 +259,18 @@ func (in *interpreter) command(f []string) error {
 	case "promote":
 		in.replies++
 		in.step(event{kind: evPromote, adapter: f[1], why: f[2], reply: in.replies})
+	case "secondary":
+		in.replies++
+		in.step(event{kind: evSecondary, adapter: f[1], target: f[2], reply: in.replies})
+	case "promote-self":
+		in.replies++
+		in.step(event{kind: evPromoteSelf, adapter: f[1], reply: in.replies})
 	case "moved":
 		b := in.m.bundle(f[1])
 		n := -1
-		fmt.Sscan(f[2], &n)
-		in.step(event{kind: evMoved, adapter: f[1], member: n, epoch: b.set.epoch + dataPathEpoch, why: "data path saw it first"})
+		left := b.set.member
+		fmt.Sscan(strings.Join(f[2:], " "), &n, &left)
+		in.step(event{kind: evMoved, adapter: f[1], left: left, member: n, epoch: b.set.epoch + dataPathEpoch, why: "data path saw it first"})
 	case "link":
 		l := LinkState{Media: MediaDisconnected, Why: "carrier lost"}
 		if f[2] == "up" {
@@ -380,6 +386,9 @@ func (firstUsable) Decide(v BundleView) BundleDecision {
 			d.Active, d.Why = i, m.Name+" is the first usable member"
 		} else {
 			d.Successors = append(d.Successors, i)
+		}
+		if v.Balance == BalanceHash {
+			d.Carriers = append(d.Carriers, i)
 		}
 	}
 	if d.Active < 0 {

@@ -44,12 +44,17 @@ type BindingInfo struct {
 // Adapters tells of every adapter, in the order in which they were added.
 func (c *Core) Adapters(ctx context.Context) ([]AdapterInfo, error) {
 	var infos []AdapterInfo
+	var slots []*slot
 	if err := c.do(ctx, func() {
 		for _, a := range c.m.adapters {
 			infos = append(infos, c.adapterInfo(a))
+			slots = append(slots, c.slots[a.name])
 		}
 	}); err != nil {
 		return nil, err // infos may still be written
+	}
+	for i, s := range slots { // drivers are asked on the caller's goroutine
+		infos[i].Counters = s.counters()
 	}
 	return infos, nil
 }
@@ -60,7 +65,7 @@ func (c *Core) adapterInfo(a *mAdapter) AdapterInfo {
 	info := AdapterInfo{
 		Name: a.name, Driver: a.driver, Virtual: a.virtual, State: a.state, Cause: a.cause, LastHalt: a.lastHalt,
 		Waiting: a.await && a.state == StateHalted, Stuck: a.stuck, Asleep: a.asleep, Health: a.health, Resets: s.resets.Load(),
-		Device: attrs.Device, MAC: attrs.MAC, MTU: attrs.MTU, Link: a.link, Counters: s.counters(),
+		Device: attrs.Device, MAC: attrs.MAC, MTU: attrs.MTU, Link: a.link,
 	}
 	info.Driver, info.Oper = s.kind(), a.oper.status
 	if b := c.m.bundleOf(a); b != nil {

@@ -241,6 +241,15 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		}
 		m.redirect(a, goalPause, ev)
 	case evStop:
+		if a.await { // whatever happens to its device, it stays down
+			a.await = false
+			if a.goal == goalDown {
+				m.down(a, HaltDeviceStopped, ev)
+			} else {
+				m.reply(ev.reply, nil)
+			}
+			return
+		}
 		if a.goal == goalDown || a.state == StateHalted && !a.busy && !a.asleep {
 			m.reply(ev.reply, fmt.Errorf("adapter %s: stop: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 			return
@@ -270,7 +279,7 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		m.setState(a, StateShutdown, ev.why)
 		a.goal = goalRest
 		m.answer(a, ErrStopped)
-		m.drop(a, ev.why)
+		m.forsake(a, ErrStopped)
 		m.reply(ev.reply, nil)
 	case evDone:
 		m.done(a, ev)
@@ -359,7 +368,7 @@ func (m *machine) redirect(a *mAdapter, g goal, ev event) {
 			keep = append(keep, w)
 			continue
 		}
-		m.reply(w.reply, fmt.Errorf("adapter %s: %w: overtaken: %s", a.name, ErrInvalidState, ev.why))
+		m.reply(w.reply, a.overtaken(ev.why))
 	}
 	a.waiters = keep
 	a.goal, a.cause = g, ev.why
@@ -380,7 +389,7 @@ func (m *machine) down(a *mAdapter, why HaltAction, ev event) {
 	m.redirect(a, goalDown, ev)
 	a.halt, a.remove, a.forget, a.await = why, false, false, false
 	a.queried = false
-	m.drop(a, ev.why)
+	m.drop(a, a.overtaken(ev.why))
 }
 
 func (m *machine) surprise(a *mAdapter, ev event) {
@@ -466,7 +475,7 @@ func (m *machine) arrived(a *mAdapter) bool {
 		m.answer(a, nil)
 		a.goal = goalRest
 		if a.forget {
-			m.drop(a, a.cause)
+			m.forsake(a, a.overtaken(a.cause))
 			m.event(Event{What: "adapter.removed", Adapter: a.name, Why: a.cause})
 			m.emit(action{kind: actForget, adapter: a.name})
 			for i, x := range m.adapters {
@@ -674,11 +683,18 @@ func (m *machine) unwanted(a *mAdapter) *mBinding {
 	return nil
 }
 
+// leave is the next step to the end of a binding that nobody wants.
 func (b *mBinding) leave() action {
-	if b.state == BindingRunning {
-		return action{kind: actPauseBinding, protocol: b.protocol.name, target: b.target}
+	act := action{kind: actUnbind, protocol: b.protocol.name, target: b.target}
+	switch {
+	case b.state == BindingRunning:
+		act.kind = actPauseBinding
+	case b.protocol.leaving:
+		act.why = "its protocol leaves"
+	case !slices.Contains(b.protocol.targets, b.target):
+		act.why = "its protocol has other targets"
 	}
-	return action{kind: actUnbind, protocol: b.protocol.name, target: b.target}
+	return act
 }
 
 func (a *mAdapter) binding(p *mProtocol, target string) *mBinding {
@@ -749,7 +765,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 		m.emit(action{kind: actClose, adapter: a.name, halt: HaltDeviceFailed})
 		m.event(Event{What: "adapter.quarantined", Adapter: a.name, Why: err.Error()})
 		m.answer(a, err)
-		m.drop(a, err.Error())
+		m.forsake(a, err)
 		return
 	}
 	switch act.kind {
@@ -825,10 +841,10 @@ func (m *machine) done(a *mAdapter, ev event) {
 		a.bindingOf(act).state = BindingPaused
 	case actUnbind:
 		a.dropBinding(act)
-		m.event(Event{What: "binding.unbound", Adapter: a.name, Protocol: act.protocol, Why: a.cause})
+		m.event(Event{What: "binding.unbound", Adapter: a.name, Protocol: act.protocol, Why: cmp.Or(act.why, a.cause)})
 	case actHalt:
 		a.halting = false
-		a.lastHalt, a.secondary = act.halt, false
+		a.lastHalt, a.secondary, a.held = act.halt, false, false
 		m.event(Event{What: "adapter.halt", Adapter: a.name, To: act.halt.String(), Why: a.cause})
 		m.setState(a, StateHalted, act.halt.String())
 		if act.halt == HaltPoweredDown {
@@ -877,7 +893,7 @@ func (m *machine) failStart(a *mAdapter, err error) {
 	}
 	m.failed(a, err)
 	a.goal, a.halt, a.remove, a.forget = goalDown, HaltNone, true, false
-	m.drop(a, err.Error())
+	m.drop(a, a.overtaken(err.Error()))
 	// A device that vanished again between its arrival and our start may come
 	// back once more; at the first start the operator is there to see.
 	absent := errors.Is(err, ErrDeviceAbsent)

@@ -66,16 +66,20 @@ func TestMachineProperties(t *testing.T) {
 			"link":          p.link,
 			"moved":         p.moved,
 			"promote":       p.promote,
-			"observe":       p.observe,
-			"tick":          p.tick,
-			"poll time":     p.pollTime,
-			"protocol":      p.protocol,
-			"targets":       p.setTargets,
-			"deregister":    p.deregister,
-			"unbind":        p.unbind,
-			"reenumerate":   p.reenumerate,
-			"add":           p.add,
-			"":              func(*rapid.T) { steps++ },
+			"secondary": func(rt *rapid.T) {
+				p.ask(event{kind: evSecondary, adapter: p.draw(rt), target: p.draw(rt)})
+			},
+			"promote self": func(rt *rapid.T) { p.ask(event{kind: evPromoteSelf, adapter: p.draw(rt)}) },
+			"observe":      p.observe,
+			"tick":         p.tick,
+			"poll time":    p.pollTime,
+			"protocol":     p.protocol,
+			"targets":      p.setTargets,
+			"deregister":   p.deregister,
+			"unbind":       p.unbind,
+			"reenumerate":  p.reenumerate,
+			"add":          p.add,
+			"":             func(*rapid.T) { steps++ },
 		}
 		rt.Repeat(acts)
 		p.finish()
@@ -156,6 +160,9 @@ func newPlay(rt *rapid.T) *play {
 	}
 	switch kind {
 	case "team":
+		if rapid.Bool().Draw(rt, "hash") {
+			b.balance = BalanceHash
+		}
 		p.m.bundles = append(p.m.bundles, b)
 		p.m.protocols = append(p.m.protocols, &mProtocol{name: teamProtocol("wan"), targets: b.members})
 		p.names = append(p.names, "wan")
@@ -368,6 +375,9 @@ func (p *play) check(a action) {
 	case actBind:
 		need((mo.state == StatePaused || mo.state == StateRunning) && !mo.asleep, "it is not initialised, or it sleeps")
 		need(mo.bindings[key] == BindingUnbound, "it is bound")
+		for n, other := range p.adapters {
+			need(other == mo || other.bindings[key] == BindingUnbound, "it is bound for the same target to "+n)
+		}
 		m := p.m.adapter(a.adapter)
 		need(!m.queried && !m.inhibited, "nobody is to be bound")
 	case actRestartBinding:
@@ -518,6 +528,11 @@ func (p *play) published(a action) {
 			p.fail("%s: successor %d is not usable", a, s)
 		}
 	}
+	for _, c := range a.set.carriers {
+		if other && !p.usableMember(b, c) {
+			p.fail("%s: %d carries flows, and is not usable", a, c)
+		}
+	}
 	if cur := p.active[b.name]; cur.epoch == a.set.epoch { // as team.publish
 		set := a.set
 		set.epoch++
@@ -532,7 +547,7 @@ func (p *play) usable() {
 		if p.m.adapter(name) == nil {
 			continue
 		}
-		if cur.epoch != b.set.epoch || cur.member != b.set.member {
+		if cur.epoch != b.set.epoch || cur.member != b.set.member || !slices.Equal(cur.carriers, b.set.carriers) {
 			p.fail("team %s: the control side thinks %v (epoch %#x), the data path %v (epoch %#x)", name, b.set, b.set.epoch, cur, cur.epoch)
 		}
 	}
@@ -609,11 +624,7 @@ func (p *play) moveFilter(rt *rapid.T) {
 	if a == nil || len(a.filters) < 2 {
 		return
 	}
-	var names []string
-	for _, f := range a.filters[1:] {
-		names = append(names, f.name)
-	}
-	p.ask(event{kind: evFilterMoved, adapter: n, filter: a.filters[0].name, names: slices.Insert(names, min(at, len(names)), a.filters[0].name), why: "test"})
+	p.ask(event{kind: evFilterMoved, adapter: n, filter: a.filters[0].name, place: at, why: "test"})
 }
 
 func (p *play) setTargets(rt *rapid.T) {
@@ -786,20 +797,34 @@ func (p *play) link(rt *rapid.T) {
 	}
 }
 
-// moved has the data path go to its next successor.
+// moved has the data path leave a member for its next successor, or for those
+// that share the flows.
 func (p *play) moved(rt *rapid.T) {
 	cur, ok := p.active["wan"]
-	if !ok || len(cur.successors) == 0 {
+	if !ok || cur.stay || cur.member < 0 {
 		return
 	}
-	i := rapid.IntRange(0, len(cur.successors)-1).Draw(rt, "successor")
-	next := teamSet{epoch: cur.epoch + dataPathEpoch, member: cur.successors[i], overlap: -1, successors: cur.successors[i+1:]}
+	next := teamSet{epoch: cur.epoch + dataPathEpoch, member: cur.member, overlap: -1, lag: cur.lag}
+	left := cur.member
+	if cur.carriers != nil {
+		left = rapid.SampledFrom(cur.carriers).Draw(rt, "carrier")
+		next.carriers = slices.DeleteFunc(slices.Clone(cur.carriers), func(c int) bool { return c == left })
+	}
+	switch {
+	case left != cur.member:
+	case len(next.carriers) > 0:
+		next.member = next.carriers[0]
+	case len(cur.successors) > 0:
+		next.member = rapid.SampledFrom(cur.successors).Draw(rt, "successor")
+		if cur.carriers != nil {
+			next.carriers = []int{next.member}
+		}
+	default:
+		return
+	}
+	next.successors = slices.DeleteFunc(slices.Clone(cur.successors), func(s int) bool { return s == next.member || s == left })
 	p.active["wan"] = next
-	if p.m.adapter("wan") == nil {
-		p.step(event{kind: evMoved, adapter: "wan", left: cur.member, member: next.member, epoch: next.epoch, why: "data path"})
-		return
-	}
-	p.step(event{kind: evMoved, adapter: "wan", left: cur.member, member: next.member, epoch: next.epoch, why: "data path"})
+	p.step(event{kind: evMoved, adapter: "wan", left: left, member: next.member, epoch: next.epoch, why: "data path"})
 }
 
 func (p *play) promote(rt *rapid.T) {

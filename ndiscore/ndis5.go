@@ -44,8 +44,8 @@ func (m *machine) evaluateNDIS5(b *mBundle) bool {
 		}
 	}
 	switch {
-	case next == "" && p != nil && p.asleep && !p.stuck && b.has(p.name):
-		return false // all of them sleep, or none is there: it keeps what is bound to it
+	case next == "" && p != nil && (p.asleep || p.goal == goalSleep) && !p.stuck && b.has(p.name):
+		return false // it goes to sleep last, and keeps what is bound to it
 	case next == "" && b.primary == "":
 		return false
 	}

@@ -60,6 +60,9 @@ func (c *Core) Restart(ctx context.Context, name, why string) error {
 	}
 	if state == StateRunning {
 		if err := c.Pause(ctx, name, why); err != nil {
+			if ctx.Err() != nil { // who asked for it has given up; it is not to stay paused for that
+				c.post(post{ev: event{kind: evStart, adapter: name, why: why}})
+			}
 			return err
 		}
 	}
@@ -166,29 +169,7 @@ func (c *Core) RemoveFilter(ctx context.Context, adapter, filter, why string) er
 // MoveFilter gives a module another place in the chain, counted from the
 // miniport up without the module itself.
 func (c *Core) MoveFilter(ctx context.Context, adapter, filter string, index int, why string) error {
-	ev := event{kind: evFilterMoved, adapter: adapter, filter: filter, why: why}
-	err := c.do(ctx, func() {
-		a := c.m.adapter(adapter)
-		if a == nil || a.module(filter) == nil {
-			return
-		}
-		for _, f := range a.filters {
-			if f.name != filter {
-				ev.names = append(ev.names, f.name)
-			}
-		}
-		if index < 0 || index > len(ev.names) {
-			index = len(ev.names)
-		}
-		ev.names = slices.Insert(ev.names, index, filter)
-	})
-	if err != nil {
-		return err
-	}
-	if ev.names == nil {
-		return fmt.Errorf("adapter %s: filter %s: %w", adapter, filter, ErrNotFound)
-	}
-	return c.operate(ctx, ev)
+	return c.operate(ctx, event{kind: evFilterMoved, adapter: adapter, filter: filter, place: index, why: why})
 }
 
 // --- Protocols ---------------------------------------------------------------

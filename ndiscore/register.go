@@ -88,37 +88,61 @@ type AdapterSpec struct {
 
 // AddAdapter makes an adapter known, halted; Start starts it.
 func (c *Core) AddAdapter(ctx context.Context, spec AdapterSpec) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx) // whoever gives up from here on must not leave half an adapter behind
+	var h *DriverHandle
 	var err error
 	if e := c.do(ctx, func() {
-		h := c.drivers[spec.Driver]
-		if h == nil || !h.ready {
+		switch d := c.drivers[spec.Driver]; {
+		case d == nil || !d.ready:
 			err = fmt.Errorf("adapter %s: driver %q: %w", spec.Name, spec.Driver, ErrNotFound)
-			return
-		}
-		if c.slots[spec.Name] != nil {
+		case c.slots[spec.Name] != nil:
 			err = fmt.Errorf("adapter %s: %w", spec.Name, ErrExists)
-			return
+		default:
+			h = d
+			h.adapters++ // it is not to be deregistered meanwhile
 		}
-		var a Adapter
-		if a, err = h.driver.New(spec.Name, spec.Options); err != nil {
-			err = fmt.Errorf("adapter %s: %w", spec.Name, err)
-			return
-		}
-		if _, checks := optional[interface{ CheckForHang() bool }](a); checks {
-			if _, ok := optional[Resetter](a); !ok {
-				err = fmt.Errorf("adapter %s: driver %s: %w: it checks for hangs and cannot reset", spec.Name, spec.Driver, ErrBadCharacteristics)
-				if h.driver.Remove != nil {
-					h.driver.Remove(a)
-				}
-				return
-			}
-		}
-		h.adapters++
-		c.add(&slot{core: c, name: spec.Name, driver: h, adapter: a}, spec.Filters)
 	}); e != nil {
 		return e
 	}
+	if err != nil {
+		return err
+	}
+	// On the caller's goroutine: a driver that does not return holds up nobody
+	// else.
+	a, err := h.newAdapter(spec)
+	if e := c.do(ctx, func() {
+		if err == nil && c.slots[spec.Name] != nil {
+			err = fmt.Errorf("adapter %s: %w", spec.Name, ErrExists)
+		}
+		if err != nil {
+			h.adapters--
+			return
+		}
+		c.add(&slot{core: c, name: spec.Name, driver: h, adapter: a}, spec.Filters)
+	}); e != nil {
+		err = e
+	}
+	if err != nil && a != nil && h.driver.Remove != nil {
+		h.driver.Remove(a)
+	}
 	return err
+}
+
+// newAdapter has the driver make an adapter.
+func (h *DriverHandle) newAdapter(spec AdapterSpec) (Adapter, error) {
+	a, err := h.driver.New(spec.Name, spec.Options)
+	if err != nil {
+		return nil, fmt.Errorf("adapter %s: %w", spec.Name, err)
+	}
+	if _, checks := optional[interface{ CheckForHang() bool }](a); checks {
+		if _, ok := optional[Resetter](a); !ok {
+			return a, fmt.Errorf("adapter %s: driver %s: %w: it checks for hangs and cannot reset", spec.Name, spec.Driver, ErrBadCharacteristics)
+		}
+	}
+	return a, nil
 }
 
 // AddVirtual makes the virtual miniport of an intermediate driver known,

@@ -72,18 +72,19 @@ func (s *slot) ask(ctx context.Context, own bool, build func() *OIDRequest) erro
 		return fmt.Errorf("adapter %s: an OID request: another one does not return: %w", s.name, ctx.Err())
 	}
 	req := build()
+	work, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	call := &oidCall{seq: s.oidSeq.Add(1), cancel: cancel}
+	s.oid.Store(call) // first, so that who forbids requests from now on finds this one
 	if err := s.mayRequest(own); err != nil {
+		s.oid.Store(nil)
 		<-s.oids
 		return s.oidError(req, err)
 	}
-	work, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	if req.Timeout > 0 {
 		limit := s.core.clock.AfterFunc(req.Timeout, func() { cancel(ErrRequestAborted) })
 		defer limit.Stop()
 	}
-	call := &oidCall{seq: s.oidSeq.Add(1), cancel: cancel}
-	s.oid.Store(call)
 	answer := *req // the adapter's own, should it be given up
 	done := make(chan error, 1)
 	go func() { // "oid": ends when the adapter returns

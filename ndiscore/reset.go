@@ -1,6 +1,7 @@
 package ndiscore
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -103,13 +104,25 @@ func (m *machine) query(a *mAdapter, ev event) {
 
 // restrain keeps everybody unbound, or paused.
 func (m *machine) restrain(a *mAdapter, ev event) {
-	if ev.kind == evInhibit {
+	switch {
+	case ev.kind == evInhibit:
 		a.inhibited = true
-	} else {
+	case a.state == StateHalted: // its halt was quicker
+		m.reply(ev.reply, fmt.Errorf("adapter %s: require pause: %w: it is %s", a.name, ErrInvalidState, a.condition()))
+		return
+	default:
 		a.held = true
 	}
-	a.cause = ev.why
+	a.because(ev.why)
 	a.settling = append(a.settling, waiter{reply: ev.reply})
+}
+
+// because names the cause of what is done next to an adapter that stays where it
+// is; one that is on its way down has a cause of its own.
+func (a *mAdapter) because(why string) {
+	if a.goal == goalUp || a.goal == goalRest && a.state == StatePaused {
+		a.cause = cmp.Or(why, a.cause)
+	}
 }
 
 // nextTask does what was asked for, or looks whether the device is stuck.
@@ -152,20 +165,28 @@ func (m *machine) endTask(a *mAdapter, err error) {
 	}
 }
 
-// drop ends what was planned for an adapter that leaves.
-func (m *machine) drop(a *mAdapter, why string) {
+// overtaken is the answer to what something else came before.
+func (a *mAdapter) overtaken(why string) error {
+	return fmt.Errorf("adapter %s: %w: overtaken: %s", a.name, ErrInvalidState, why)
+}
+
+// drop ends what was planned for an adapter that is to go down. Who waits for it
+// to settle is answered when it rests.
+func (m *machine) drop(a *mAdapter, err error) {
 	for _, t := range a.tasks {
-		m.reply(t.reply, fmt.Errorf("adapter %s: %w: overtaken: %s", a.name, ErrInvalidState, why))
+		m.reply(t.reply, err)
 	}
+	a.tasks, a.resets.now = nil, false
+}
+
+// forsake is drop for an adapter that will not rest: it is gone, or does not
+// answer.
+func (m *machine) forsake(a *mAdapter, err error) {
+	m.drop(a, err)
 	for _, w := range a.settling {
-		err := w.err
-		if err == nil {
-			err = fmt.Errorf("adapter %s: %w: overtaken: %s", a.name, ErrInvalidState, why)
-		}
-		m.reply(w.reply, err)
+		m.reply(w.reply, cmp.Or(w.err, err))
 	}
-	a.tasks, a.settling = nil, nil
-	a.resets.now = false
+	a.settling = nil
 }
 
 // notified records that those above have heard.
@@ -267,6 +288,8 @@ func (h *resetHistory) trim(now time.Time) {
 func (m *machine) derive(a *mAdapter) {
 	o := operState{status: OperUp, admin: OperUp, since: a.oper.since}
 	switch {
+	case a.stuck:
+		o.status, o.reason = OperDown, "quarantined"
 	case a.asleep:
 		o.status, o.reason = OperDormant, "low power"
 	case a.state == StateHalted || a.state == StateShutdown || a.surprise:
@@ -359,6 +382,9 @@ func (m *machine) left() {
 			continue
 		}
 		if l.protocol != nil && l.protocol.leaving {
+			for _, a := range m.adapters { // where it could not be bound: its name may come again
+				a.bindings = slices.DeleteFunc(a.bindings, func(b *mBinding) bool { return b.protocol == l.protocol })
+			}
 			for i, p := range m.protocols {
 				if p == l.protocol {
 					m.protocols = append(m.protocols[:i:i], m.protocols[i+1:]...)

@@ -59,11 +59,8 @@ func full(t *testing.T, o ndiscore.Options, mo ndistest.AdapterOptions) (b *benc
 	m = nic("M", mo)
 	b = newBench(t, o, m)
 	p1, p2 = ndistest.NewProtocol("P1", tr), ndistest.NewProtocol("P2", tr)
-	for _, p := range []*ndistest.Protocol{p1, p2} {
-		s := p.Spec("M")
-		s.Protocol = ndistest.VerifiedProtocol(t, p)
-		b.must(b.core.AddProtocol(b.ctx(), s))
-	}
+	b.verified(p1, "M")
+	b.verified(p2, "M")
 	f1, f2 := ndistest.NewEventFilter("M.F1", tr), ndistest.NewEventFilter("M.F2", tr)
 	f1.Report, f2.Report = t, t
 	b.add("M", ndiscore.FilterSpec{Name: "F1", Filter: f1}, ndiscore.FilterSpec{Name: "F2", Filter: f2})

@@ -50,6 +50,8 @@ type slot struct {
 	secondaries []*slot    // ndis5: who delivers to this primary's bindings
 	share       *sharing   // ndis5: the bundle, if there is more than a primary
 
+	told chan struct{} // closed when those above have heard the newest that the core said; of Run's goroutine alone
+
 	oids chan struct{} // capacity 1; whoever fills it may call Request (O-1)
 }
 
@@ -174,11 +176,11 @@ func (s *slot) republishLocked() {
 	modules := s.modules()
 	for i := len(modules) - 1; i >= 0; i-- {
 		m := modules[i]
+		above := up // each module has its own
+		m.up.Store(&above)
 		if !m.running {
 			continue
 		}
-		above := up // each module has its own
-		m.up.Store(&above)
 		if r, ok := m.filter.(ReceiveFilter); ok {
 			p.receive = r
 			up = filterUp{r}
@@ -186,11 +188,11 @@ func (s *slot) republishLocked() {
 	}
 	var down sendDown = slotBottom{s}
 	for _, m := range modules {
+		below := down
+		m.down.Store(&below)
 		if !m.running {
 			continue
 		}
-		below := down
-		m.down.Store(&below)
 		if f, ok := m.filter.(SendFilter); ok {
 			p.send = f
 			down = filterDown{f}
@@ -616,7 +618,7 @@ func (s *slot) Reset(why string) {
 // now, on the caller's goroutine; the halt follows on the control side.
 func (s *slot) leave(why string) {
 	s.update(func() {})
-	s.IndicateStatus(LinkState{Media: MediaDisconnected, Why: why})
+	s.indicate(LinkState{Media: MediaDisconnected, Why: why})
 	s.core.poke()
 }
 
@@ -676,7 +678,14 @@ func (m *filterModule) Send(b *Batch) {
 	defer w.leave()
 	// What comes on a worker that was outside is the filter's own, and meets a
 	// closed path like anybody's.
-	if r := m.slot.path.Load().txClosed; w.depth == 1 && r != DropNone {
+	r := m.slot.path.Load().txClosed
+	if w.depth > 1 {
+		r = DropNone
+	}
+	if !m.attached.Load() {
+		r = DropPaused // it is gone
+	}
+	if r != DropNone {
 		for i := range b.Frames {
 			b.Status[i] = r
 		}
@@ -691,6 +700,10 @@ func (m *filterModule) IndicateReceive(b *Batch) {
 	w := b.Worker
 	w.enter()
 	defer w.leave()
+	if !m.attached.Load() { // it is gone
+		b.DropAll(DropPaused)
+		return
+	}
 	(*m.up.Load()).receive(b)
 }
 
@@ -719,8 +732,11 @@ func (m *filterModule) IndicateStatus(st Status) {
 	m.slot.out.begin()
 	defer m.slot.out.end()
 	above := m.slot.modules()
-	above = above[slices.Index(above, m)+1:]
-	for _, n := range above {
+	at := slices.Index(above, m)
+	if at < 0 {
+		return // it is gone
+	}
+	for _, n := range above[at+1:] {
 		if f, ok := n.filter.(StatusFilter); ok && n.attached.Load() {
 			f.FilterStatus(st)
 			return

@@ -70,7 +70,7 @@ type ResetEnd struct{ Err error }
 // (NDIS_STATUS_OPER_STATUS).
 type OperChange struct {
 	Status OperStatus
-	Reason string // "", "paused", "low power", "not connected"
+	Reason string // "", "paused", "low power", "not connected", "quarantined"
 }
 
 func (LinkState) status()        {}

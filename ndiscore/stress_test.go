@@ -27,12 +27,12 @@ func TestStress(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short")
 	}
-	lan := nic("lan0", ndistest.AdapterOptions{Forget: true})
-	solo := nic("solo", ndistest.AdapterOptions{Forget: true, KeepReceives: true, Device: true})
+	lan := nic("lan0", ndistest.AdapterOptions{Forget: true, Hangs: true})
+	solo := nic("solo", ndistest.AdapterOptions{Forget: true, KeepReceives: true, Device: true, Resets: true, PowerAware: true})
 	ups := []*ndistest.Adapter{
-		nic("up0", ndistest.AdapterOptions{Forget: true, Device: true}),
+		nic("up0", ndistest.AdapterOptions{Forget: true, Device: true, Hangs: true, PowerAware: true, NoPause: true}),
 		nic("up1", ndistest.AdapterOptions{Forget: true}),
-		nic("up2", ndistest.AdapterOptions{Forget: true, MTU: 1000, Device: true}),
+		nic("up2", ndistest.AdapterOptions{Forget: true, MTU: 1000, Device: true, Resets: true}),
 	}
 	all := append([]*ndistest.Adapter{lan, solo}, ups...)
 	b := newBench(t, ndiscore.Options{Decider: sticky{}, CallLimit: 15 * time.Second}, all...)
@@ -62,11 +62,11 @@ func TestStress(t *testing.T) {
 		}
 	}
 	p2.Filter = ndiscore.FilterPromiscuous
-	b.protocol(p1, "lan0", "wan")
-	b.protocol(p2, "solo", "up0")
+	b.verified(p1, "lan0", "wan")
+	b.verified(p2, "solo", "up0")
 	filter := func() ndiscore.FilterSpec {
 		f := ndistest.NewFilter("f", nil)
-		f.DropReceived, f.DropSent = 7, 11
+		f.DropReceived, f.DropSent, f.Report = 7, 11, t
 		return ndiscore.FilterSpec{Name: "f", Filter: f}
 	}
 	b.add("lan0", filter())
@@ -159,7 +159,7 @@ func TestStress(t *testing.T) {
 	for i, a := range all {
 		trouble(uint64(i), func(r *rand.Rand) {
 			n := a.Name()
-			switch r.IntN(8) {
+			switch r.IntN(14) {
 			case 0:
 				bounded("pause "+n, func(c context.Context) error { return b.core.Pause(c, n, "stress") })
 			case 1, 2, 3:
@@ -184,6 +184,23 @@ func TestStress(t *testing.T) {
 				})
 			case 7:
 				bounded("list", func(c context.Context) error { _, err := b.core.Adapters(c); return err })
+			case 8:
+				bounded("suspend "+n, func(c context.Context) error { return b.core.Suspend(c, n, "stress") })
+				bounded("resume "+n, func(c context.Context) error { return b.core.Resume(c, n, "stress") })
+			case 9:
+				if r.IntN(20) == 0 { // the fifth within a minute takes the device away
+					bounded("reset "+n, func(c context.Context) error { return b.core.Reset(c, n, "stress") })
+				}
+			case 10, 11:
+				f := filter()
+				f.Name, f.Mandatory = "g", r.IntN(3) == 0
+				at := r.IntN(3)
+				bounded("insert a filter into "+n, func(c context.Context) error { return b.core.InsertFilter(c, n, f, at, "stress") })
+			case 12:
+				bounded("remove a filter of "+n, func(c context.Context) error { return b.core.RemoveFilter(c, n, "g", "stress") })
+			case 13:
+				at := r.IntN(3)
+				bounded("move a filter of "+n, func(c context.Context) error { return b.core.MoveFilter(c, n, "f", at, "stress") })
 			}
 		})
 	}
@@ -204,6 +221,12 @@ func TestStress(t *testing.T) {
 	trouble(200, func(r *rand.Rand) {
 		m := ups[r.IntN(len(ups))].Name()
 		bounded("promote", func(c context.Context) error { return b.core.Promote(c, "wan", m) })
+		targets := [][]string{{"solo", "up0"}, {"solo"}, {"up0", "lan0"}}[r.IntN(3)]
+		bounded("set targets", func(c context.Context) error { return b.core.SetTargets(c, "P2", targets) })
+		if bd := p2.Binding("up0"); bd != nil && r.IntN(4) == 0 {
+			bd.RequestUnbind()
+			bounded("reenumerate", func(c context.Context) error { return b.core.ReenumerateBindings(c, "P2") })
+		}
 	})
 	wg.Wait()
 	close(calm)
@@ -216,6 +239,7 @@ func TestStress(t *testing.T) {
 		case "running":
 		default:
 			ndistest.Await(t, a.Name()+" runs", func() bool {
+				_ = b.core.Resume(b.ctx(), a.Name(), "calm")
 				_ = b.core.Start(b.ctx(), a.Name(), "calm")
 				return b.state(a.Name()) == "running"
 			})

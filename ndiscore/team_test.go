@@ -94,7 +94,7 @@ func TestC58FailoverOnStatus(t *testing.T) {
 }
 
 // A sender that finds the active member closed goes on with the next at once.
-func TestC58FailoverOnSend(t *testing.T) {
+func TestC58C61FailoverOnSend(t *testing.T) {
 	b, ups, stack := teamBench(t, 3, ndistest.AdapterOptions{})
 	w := b.worker("test")
 	hold := ups[0].Hold("Halt")
@@ -259,7 +259,7 @@ func ndis5Bench(t testing.TB, n int) (*bench, []*ndistest.Adapter, *ndistest.Pro
 	return b, ups, stack
 }
 
-func TestC52C53Secondary(t *testing.T) {
+func TestC52C53C55Secondary(t *testing.T) {
 	b, ups, stack := ndis5Bench(t, 2)
 	to := func(m ndiscore.MAC, id uint32) []byte { return ndistest.Frame(m, macA, id, 60) }
 	// C-52: what a secondary receives for the primary arrives on its binding.
@@ -277,6 +277,14 @@ func TestC52C53Secondary(t *testing.T) {
 	if ups[0].PacketFilter() != ndiscore.FilterStation || ups[1].PacketFilter() != 0 {
 		t.Errorf("filters %v, %v", ups[0].PacketFilter(), ups[1].PacketFilter())
 	}
+	// The core knows the links of both: each says so.
+	ups[1].SetLink(false, "x")
+	ndistest.Await(t, "up1 is known to have no link", func() bool {
+		infos, err := b.core.Bundles(b.ctx())
+		b.must(err)
+		return infos[0].Members[0].Link.Connected() && !infos[0].Members[1].Link.Connected()
+	})
+	ups[1].SetLink(true, "x")
 	// C-55: the primary goes; everything moves to the next one.
 	ups[0].Vanish("gone")
 	ndistest.Await(t, "bound to up1", func() bool { bd := stack.Binding("up1"); return bd != nil && bd.Usable() })
@@ -307,12 +315,16 @@ func TestC52C53Secondary(t *testing.T) {
 	}
 }
 
-// A primary that hangs is as good as gone.
+// A primary that hangs is as good as gone: protocols are unbound from it, without
+// it being called, and bound to the next.
 func TestNDIS5QuarantinedPrimary(t *testing.T) {
 	_, ups, stack := ndis5Bench(t, 2)
 	hold := ups[0].Hold("Pause")
 	ups[0].Vanish("gone")
 	ndistest.Await(t, "bound to up1", func() bool { bd := stack.Binding("up1"); return bd != nil && bd.Usable() })
+	if stack.Binding("up0") != nil {
+		t.Error("still bound to up0")
+	}
 	hold.Release()
 	t.Cleanup(ups[0].Abandon)
 }

@@ -98,7 +98,7 @@ func (t *fib) examine(p *port, mac ndiscore.MAC, f *ndiscore.Frame, c **nat.Copy
 	if *c == nil {
 		*c = copies.Get().(*nat.Copy)
 	}
-	g, why := x.edge.In(f, p.iface.edge.Load() != x.edge, *c)
+	g, why := x.edge.In(f, p.iface.edge.Load(), *c)
 	if why != ndiscore.DropNone {
 		x.drop = why
 		return x

@@ -61,8 +61,11 @@ func addAdapter() *cli.Command {
 	return command{
 		name: "add", usage: "add an adapter to the running switch, and start it", args: []string{"NAME", "[KEY=VALUE ...]"}, rest: true,
 		example: "vswitch adapter add --driver afpacket wan2 interface=eth3 ring_mib=16",
-		flags:   []cli.Flag{&cli.StringFlag{Name: "driver", Required: true, Usage: "`KIND` of device: see [adapter.NAME] in `vswitch config default`"}},
+		flags:   []cli.Flag{&cli.StringFlag{Name: "driver", Usage: "`KIND` of device: see [adapter.NAME] in `vswitch config default`"}},
 		do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
+			if c.String("driver") == "" {
+				return nil, nil, badInputf("%s: --driver KIND is missing (see %s --help)", c.Command.HelpName, c.Command.HelpName)
+			}
 			settings := map[string]any{}
 			for _, arg := range args[1:] {
 				key, text, ok := strings.Cut(arg, "=")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -138,6 +139,7 @@ type command struct {
 	name, usage string
 	args        []string // names of its arguments
 	rest        bool     // the last of them stands for any number
+	mixed       bool     // flags may follow arguments: do reads them itself
 	example     string
 	flags       []cli.Flag
 	// do asks and returns the answer for --json, and how to print it for
@@ -149,28 +151,36 @@ func (q command) build() *cli.Command {
 	return &cli.Command{
 		Name: q.name, Usage: q.usage, ArgsUsage: strings.Join(q.args, " "), Description: example(q.example), Flags: q.flags,
 		Action: func(c *cli.Context) error {
-			check, names := arguments, q.args
-			if q.rest {
-				check, names = argumentsAndMore, q.args[:len(q.args)-1]
+			var args []string
+			var err error
+			switch {
+			case q.mixed:
+				args = c.Args().Slice()
+			case q.rest:
+				args, err = argumentsAndMore(c, q.args[:len(q.args)-1]...)
+			default:
+				args, err = arguments(c, q.args...)
 			}
-			args, err := check(c, names...)
 			if err != nil {
 				return err
 			}
 			sw := control.NewClient(c.String("socket"))
 			defer sw.Close()
 			answer, human, err := q.do(c.Context, sw, c, args)
-			if err != nil {
+			if _, ok := errors.AsType[afterwards](err); err != nil && !ok {
 				return err
 			}
 			if answer != nil && c.Bool("json") {
-				return printJSON(c.App.Writer, answer)
+				return errors.Join(printJSON(c.App.Writer, answer), err)
 			}
 			human(c.App.Writer)
-			return nil
+			return err
 		},
 	}
 }
+
+// afterwards is an error that comes beside an answer, which is printed first.
+type afterwards struct{ error }
 
 func jsonFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "json", Usage: "print JSON, whose schema is stable"}

@@ -43,13 +43,13 @@ func bundleCommand() *cli.Command {
 }
 
 func printBundles(w io.Writer, bundles []control.Bundle) {
-	t := newTable("NAME", "MODE", "ACTIVE", "FAILBACK", "HOLD", "MEMBERS")
+	t := newTable("NAME", "MODE", "BALANCE", "ACTIVE", "FAILBACK", "HOLD", "MEMBERS")
 	for _, b := range bundles {
 		var members []string
 		for _, m := range b.Members {
 			members = append(members, m.Adapter+"="+m.Role)
 		}
-		t.add(b.Name, b.Mode, b.Active, b.Failback, b.Hold, strings.Join(members, " "))
+		t.add(b.Name, b.Mode, b.Balance, b.Active, b.Failback, b.Hold, strings.Join(members, " "))
 	}
 	t.print(w)
 }
@@ -58,6 +58,7 @@ func printBundle(w io.Writer, b control.Bundle) {
 	var l list
 	l.add("name", b.Name)
 	l.add("mode", b.Mode)
+	l.add("balance", b.Balance)
 	l.add("active", b.Active)
 	l.add("failback", b.Failback)
 	l.add("hold", b.Hold)

@@ -38,6 +38,9 @@ func configCommand() *cli.Command {
 						return nil, nil, badInput{err}
 					}
 					plan, err := sw.Apply(ctx, text, c.Bool("dry-run"))
+					if err == nil && len(plan.Refused) > 0 {
+						err = afterwards{errors.New("this would be refused: it needs a restart of the process")}
+					}
 					return plan, func(w io.Writer) { printPlan(w, plan) }, err
 				},
 			}.build(),
@@ -86,9 +89,9 @@ func printPlan(w io.Writer, p control.Plan) {
 	case len(p.Steps)+len(p.Refused) == 0:
 		fmt.Fprintln(w, "nothing to change")
 	case p.Applied:
-		fmt.Fprintf(w, "applied: %d steps\n", len(p.Steps))
+		fmt.Fprintf(w, "applied: %s\n", count(len(p.Steps), "step"))
 	default:
-		fmt.Fprintf(w, "not applied: %d steps\n", len(p.Steps))
+		fmt.Fprintf(w, "not applied: %s\n", count(len(p.Steps), "step"))
 	}
 }
 

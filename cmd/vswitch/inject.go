@@ -19,7 +19,7 @@ import (
 // already.
 func injectCommand() *cli.Command {
 	c := command{
-		name: "inject", usage: "break something on purpose, for a while", args: []string{"KIND", "[KEY=VALUE ...]"}, rest: true,
+		name: "inject", usage: "break something on purpose, for a while", args: []string{"KIND", "[KEY=VALUE ...]"}, mixed: true,
 		flags: []cli.Flag{
 			&cli.StringFlag{Name: "on", Usage: "`ADAPTER` to break"},
 			&cli.StringFlag{Name: "direction", Usage: "rx (into the switch), tx (out of it) or both"},
@@ -33,7 +33,7 @@ func injectCommand() *cli.Command {
 	}.build()
 	c.Description = "Faults are leases: they end by themselves. Without --detach the command waits, and its end (^C, too) ends the fault.\n" +
 		"The switch has to allow them: allow = true in [fault].\n\n" +
-		example("vswitch inject kinds", "vswitch inject drop --on wan0 --for 30s rate=10%", "vswitch inject link-down --on wan0 --detach --for 5s")
+		example("vswitch inject kinds", "vswitch inject drop --on wan0 --for 30s chance=10%", "vswitch inject link-down --on wan0 --detach --for 5s")
 	c.Subcommands = []*cli.Command{
 		command{
 			name: "kinds", usage: "list what can be injected, with its parameters", example: "vswitch inject kinds", flags: []cli.Flag{jsonFlag()},
@@ -83,6 +83,9 @@ func inject(ctx context.Context, sw *control.Client, c *cli.Context, args []stri
 			continue
 		}
 		flag, value, given := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		if flag == "help" || flag == "h" {
+			return nil, func(io.Writer) { _ = cli.ShowSubcommandHelp(c) }, nil
+		}
 		if flag == "detach" || flag == "json" {
 			on := true
 			if given {
@@ -141,15 +144,34 @@ func inject(ctx context.Context, sw *control.Client, c *cli.Context, args []stri
 		}
 		return nil, nothing, err
 	}
-	end, err := sw.InjectAttached(ctx, f, tell)
+	var id uint64
+	end, err := sw.InjectAttached(ctx, f, func(fault control.Fault) {
+		id = fault.ID
+		tell(fault)
+	})
 	if errors.Is(err, context.Canceled) {
-		end, err = "let go", nil // the connection's end is the fault's
+		end, err = "let go", letGo(context.WithoutCancel(ctx), sw, id)
 	}
 	return nil, func(w io.Writer) {
-		if !asJSON {
-			fmt.Fprintf(w, "fault over: %s\n", end)
+		if asJSON {
+			_ = printJSON(w, control.FaultEnd{End: end})
+			return
 		}
+		fmt.Fprintf(w, "fault over: %s\n", end)
 	}, err
+}
+
+// letGo returns when fault id is over. The end of our connection ends it, too, but
+// does not say when that is done.
+func letGo(ctx context.Context, sw *control.Client, id uint64) error {
+	if id == 0 {
+		return context.Canceled // before it began
+	}
+	_, err := sw.ClearFaults(ctx, control.FaultMatch{ID: id})
+	if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.CodeNotFound {
+		return nil
+	}
+	return err
 }
 
 func clearFaults(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
@@ -175,7 +197,7 @@ func clearFaults(ctx context.Context, sw *control.Client, c *cli.Context, args [
 		}
 		total += n
 	}
-	return nil, func(w io.Writer) { fmt.Fprintf(w, "%d faults cleared\n", total) }, nil
+	return nil, func(w io.Writer) { fmt.Fprintf(w, "%s cleared\n", count(total, "fault")) }, nil
 }
 
 func printFaults(w io.Writer, faults []control.Fault) {

@@ -34,7 +34,7 @@ func natCommand() *cli.Command {
 				name: "flush", usage: "forget translated flows: all, or those that match", example: "vswitch nat flush --address 10.0.0.7", flags: match,
 				do: func(ctx context.Context, sw *control.Client, c *cli.Context, _ []string) (any, func(io.Writer), error) {
 					n, err := sw.FlushNAT(ctx, matched(c))
-					return nil, func(w io.Writer) { fmt.Fprintf(w, "%d flows forgotten\n", n) }, err
+					return nil, func(w io.Writer) { fmt.Fprintf(w, "%s forgotten\n", count(n, "flow")) }, err
 				},
 			}.build(),
 		},

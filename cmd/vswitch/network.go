@@ -89,17 +89,18 @@ func routeCommand() *cli.Command {
 				return control.RouteList{Routes: routes}, func(w io.Writer) { printRoutes(w, routes) }, err
 			},
 		}.build(),
-			changeRoute("add", "added", "add a static route", (*control.Client).AddRoute),
-			changeRoute("del", "deleted", "take a static route away", (*control.Client).DeleteRoute),
+			changeRoute("add", "added", "add a static route", "", (*control.Client).AddRoute),
+			changeRoute("del", "deleted", "take a static route away", ", where there are several routes to TO", (*control.Client).DeleteRoute),
 		},
 	}
 }
 
-func changeRoute(name, done, usage string, do func(*control.Client, context.Context, control.RouteSettings) error) *cli.Command {
+func changeRoute(name, done, usage, needed string, do func(*control.Client, context.Context, control.RouteSettings) error) *cli.Command {
 	return command{
-		name: name, usage: usage, args: []string{"TO"}, example: "vswitch route " + name + " --via 192.0.2.1 203.0.113.0/24",
+		name: name, usage: usage, args: []string{"TO"},
+		example: "vswitch route " + name + " --via 192.0.2.1 203.0.113.0/24\n   vswitch route " + name + " --via 192.0.2.1 default",
 		flags: []cli.Flag{
-			&cli.StringFlag{Name: "via", Usage: "the next router's `ADDRESS`; without it TO is on the link"},
+			&cli.StringFlag{Name: "via", Usage: "the next router's `ADDRESS`" + needed},
 			&cli.StringFlag{Name: "interface", Usage: "`NAME` of the interface towards it"},
 			&cli.UintFlag{Name: "metric", Usage: "the lowest `NUMBER` of the routes to a prefix wins"},
 		},
@@ -127,13 +128,13 @@ func neighborCommand() *cli.Command {
 }
 
 func printFDB(w io.Writer, entries []control.FDBEntry) {
-	t := newTable("MAC", "PORT", "AGE>", "LOCAL")
+	t := newTable("MAC", "VLAN>", "PORT", "AGE>", "LOCAL")
 	for _, e := range entries {
 		age := "-"
 		if !e.Local {
 			age = (time.Duration(e.AgeSeconds) * time.Second).String()
 		}
-		t.add(e.MAC, e.Port, age, yesNo(e.Local))
+		t.add(e.MAC, vlanText(e.VLAN), e.Port, age, yesNo(e.Local))
 	}
 	t.print(w)
 }
@@ -145,9 +146,17 @@ func printBridges(w io.Writer, bridges []control.Bridge) {
 		for _, p := range b.Ports {
 			ports = append(ports, p.Name+"="+p.State)
 		}
-		t.add(b.Name, b.MAC, b.VLAN, yesNo(b.Snooping), strings.Join(ports, " "))
+		t.add(b.Name, b.MAC, vlanText(b.VLAN), yesNo(b.Snooping), strings.Join(ports, " "))
 	}
 	t.print(w)
+}
+
+// vlanText is "-" where VLANs are not looked at.
+func vlanText(vlan int) string {
+	if vlan == 0 {
+		return "-"
+	}
+	return fmt.Sprint(vlan)
 }
 
 func printBridge(w io.Writer, b control.Bridge) {
@@ -187,7 +196,7 @@ func printBridge(w io.Writer, b control.Bridge) {
 		fmt.Fprintln(w)
 		t := newTable("GROUP", "VLAN>", "PORTS")
 		for _, g := range b.Groups {
-			t.add(g.Address, g.VLAN, strings.Join(g.Ports, " "))
+			t.add(g.Address, vlanText(g.VLAN), strings.Join(g.Ports, " "))
 		}
 		t.print(w)
 	}
@@ -202,6 +211,7 @@ func printInterface(w io.Writer, i control.Interface) {
 	l.add("link", linkText(i.Link))
 	l.add("mac", i.MAC)
 	l.add("mtu", i.MTU)
+	l.add("masquerade", fmt.Sprintf("IPv4 %s, IPv6 %s", yesNo(i.Masquerade), yesNo(i.Masquerade6)))
 	for _, a := range i.Addresses {
 		l.add("address", a)
 	}

@@ -78,13 +78,22 @@ func runSwitch(c *cli.Context) error {
 	tell := supervisor{log.Named("supervisor")}
 	reload := func(ctx context.Context) {
 		tell.reloading()
-		plan, err := reloadConfig(ctx, sw, path)
-		if err != nil {
+		var plan config.Changes
+		status := "running as before; the configuration was not applied: see the log"
+		next, err := loadConfig(path)
+		if err == nil {
+			plan, err = sw.ApplyConfig(ctx, next, false)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return // it stops, and is not ready for anything
+		case err != nil:
 			log.Error("configuration not applied; the switch runs on as it was", zap.String("file", path), zap.Error(err))
-		} else {
+		default:
+			status = inventory(next)
 			log.Info("configuration applied", zap.String("file", path), zap.Int("steps", len(plan.Steps)))
 		}
-		tell.ready("running")
+		tell.ready(status)
 	}
 	return runUntilSignal(c.Context, sw, ctl, log, reload, func() {
 		fmt.Fprintf(c.App.Writer, "vswitch ready: %s; control on %s\n", inventory(cfg), ctl.Socket())
@@ -92,21 +101,10 @@ func runSwitch(c *cli.Context) error {
 	})
 }
 
-// reloadConfig turns the running switch into what the file at path says now.
-func reloadConfig(ctx context.Context, sw *vswitch.Switch, path string) (control.Plan, error) {
-	if _, err := loadConfig(path); err != nil {
-		return control.Plan{}, err // with the file's name
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return control.Plan{}, err
-	}
-	return sw.Apply(ctx, text, false)
-}
-
 // runUntilSignal runs the switch and its control server until the first signal,
 // which ends told. The server is there until the switch has ended, so that one
-// can see it start and stop. SIGHUP calls reload, one at a time.
+// can see it start and stop. SIGHUP calls reload, one at a time, and the first
+// time when everything is up.
 func runUntilSignal(told context.Context, sw *vswitch.Switch, ctl *control.Server, log *zap.Logger, reload func(context.Context), ready func()) error {
 	first, again := told.Done(), make(chan os.Signal, 1)
 	defer signal.Stop(again)
@@ -122,13 +120,24 @@ func runUntilSignal(told context.Context, sw *vswitch.Switch, ctl *control.Serve
 	defer stopServing()
 	served, ended := make(chan error, 1), make(chan error, 1)
 	go func() { served <- ctl.Serve(serveCtx) }() // "control": ends with serveCtx
-	go func() { ended <- sw.Run(ctx, ready) }()   // "switch": ends after stop, or by itself
+	up := make(chan struct{})
+	go func() { // "switch": ends after stop, or by itself
+		ended <- sw.Run(ctx, func() {
+			ready()
+			close(up)
+		})
+	}()
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer stop()
 	tell := supervisor{log.Named("supervisor")}
 	parts.Go(func() { tell.watch(ctx, sw) }) // "watchdog": ends with ctx
 	parts.Go(func() {                        // "reload": ends with ctx
+		select {
+		case <-up:
+		case <-ctx.Done():
+			return
+		}
 		for {
 			select {
 			case <-hangup:

@@ -127,9 +127,10 @@ func TestHelp(t *testing.T) {
 			hasJSON = hasJSON || f.Names()[0] == "json"
 		}
 		switch name {
-		case "run", "adapter remove", "bundle promote", "config default":
+		case "run", "bundle promote", "config default", "filter insert", "filter remove", "route add", "route del", "nat flush", "inject clear",
+			"completion", "man":
 		default:
-			if !hasJSON {
+			if told := strings.HasPrefix(name, "adapter ") && name != "adapter list" && name != "adapter show"; !hasJSON && !told {
 				t.Errorf("%s has no --json", name)
 			}
 		}

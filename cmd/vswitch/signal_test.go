@@ -41,7 +41,7 @@ func TestSecondSignal(t *testing.T) {
 	told, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- runUntilSignal(told, sw, ctl, log, func() { close(ready) }) }()
+	go func() { ended <- runUntilSignal(told, sw, ctl, log, func(context.Context) {}, func() { close(ready) }) }()
 	wait(t, ready)
 
 	if err := syscall.Kill(syscall.Getpid(), syscall.SIGTERM); err != nil {

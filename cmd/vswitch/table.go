@@ -90,6 +90,14 @@ func plain(s string) string {
 	}, s)
 }
 
+// count is "1 fault", "2 faults".
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 func yesNo(b bool) string {
 	if b {
 		return "yes"

@@ -37,6 +37,7 @@ mode = "0600"      # octal
 #mode = "team"     # x
 #failback = "always" # x
 #balance = "active-backup" # x
+#lag = false          # with hash: the far end is a static link aggregate
 #hold = "1s"       # x
 #up_delay = "0s"   # x
 #down_delay = "0s" # x

@@ -281,7 +281,12 @@ func (d *delay) drain(ctx context.Context) error {
 			l.budget = 2 * len(l.held)
 		}
 		l.mu.Unlock()
-		d.poke()
+	}
+	d.poke()
+	for _, l := range d.lines {
+		if l == nil {
+			continue
+		}
 		select {
 		case <-l.drained:
 		case <-ctx.Done():

@@ -184,6 +184,23 @@ func TestFlush(t *testing.T) {
 	}
 }
 
+// What is held both ways goes on even if nobody has the patience to wait for it.
+func TestFlushImpatient(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 20 {
+		u := newUnit(t, []string{"delay", "delay=10s"})
+		for i := range 5 {
+			u.pass(fault.TX, numbered(64*i, 64)...)
+			u.pass(fault.RX, numbered(64*i, 64)...)
+		}
+		u.f.Pause(ctx)
+		if !u.f.Idle() || u.count(fault.TX) != 320 || u.count(fault.RX) != 320 {
+			t.Fatalf("%d and %d of 320 frames went on", u.count(fault.TX), u.count(fault.RX))
+		}
+	}
+}
+
 func TestFlushInOrder(t *testing.T) {
 	u := newUnit(t)
 	remove, err := u.f.Change("delay", "delay=10s")

@@ -235,12 +235,10 @@ func (f *Filter) remove(ctx context.Context, s stage) error {
 	var err error
 	if ok {
 		err = r.drain(ctx)
+		r.stop() // while s has its place: what it holds still has to find the stages behind it
 	}
 	chain := slices.DeleteFunc(slices.Clone(*f.chain.Load()), func(x stage) bool { return x == s })
 	f.chain.Store(&chain)
-	if ok {
-		r.stop()
-	}
 	return err
 }
 

@@ -173,6 +173,9 @@ func (j *Injector) inject(ctx context.Context, s Spec) (Lease, error) {
 		return Lease{}, fmt.Errorf("another fault's beginning or end takes too long: %w", err)
 	}
 	defer l.on.done()
+	if !j.listed(l) {
+		return Lease{}, fmt.Errorf("%w: it was cleared before it began", ndiscore.ErrInvalidState)
+	}
 	if k.Device {
 		l.fault, err = l.device.begin(l.Kind, v, fmt.Sprintf("injected %s, lease %d", l.Kind, l.ID), func() {
 			go j.endLater(l, "fault.cleared", "a reset healed it") // "fault healed": ends with the lease
@@ -335,8 +338,8 @@ func (j *Injector) Close(ctx context.Context) error {
 // AdapterGone ends the leases on an adapter that was removed; it does not wait
 // for that. Adapters of drivers that were interposed need not be told of.
 func (j *Injector) AdapterGone(adapter, why string) {
-	ls := j.selected(Selection{Adapter: adapter})
 	j.mu.Lock()
+	ls := j.selectedLocked(Selection{Adapter: adapter})
 	delete(j.targets, adapter) // another one of that name begins afresh
 	j.mu.Unlock()
 	for _, l := range ls {
@@ -347,6 +350,10 @@ func (j *Injector) AdapterGone(adapter, why string) {
 func (j *Injector) selected(s Selection) []*lease {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	return j.selectedLocked(s)
+}
+
+func (j *Injector) selectedLocked(s Selection) []*lease {
 	var ls []*lease
 	for _, l := range j.leases {
 		if (s.ID == 0 || s.ID == l.ID) && (s.Owner == "" || s.Owner == l.Owner) && (s.Adapter == "" || s.Adapter == l.Adapter) {
@@ -356,12 +363,21 @@ func (j *Injector) selected(s Selection) []*lease {
 	return ls
 }
 
-// endLater ends a lease for which nobody waits.
+// endLater ends a lease for which nobody waits. While somebody else's beginning
+// or end on the adapter lasts too long it says so, and goes on trying: no fault
+// outlives its time for good.
 func (j *Injector) endLater(l *lease, what, why string) {
-	ctx, cancel := context.WithTimeout(context.Background(), endLimit)
-	defer cancel()
-	if _, err := j.end(ctx, l, what, why); err != nil {
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), endLimit)
+		ended, err := j.end(ctx, l, what, why)
+		cancel()
+		if err == nil {
+			return
+		}
 		j.tell("fault.end-failed", l, err.Error())
+		if ended {
+			return
+		}
 	}
 }
 
@@ -372,11 +388,12 @@ func (j *Injector) end(ctx context.Context, l *lease, what, why string) (ended b
 		return false, fmt.Errorf("another fault's beginning or end takes too long: %w", err)
 	}
 	defer l.on.done()
-	j.mu.Lock()
-	there := slices.Contains(j.leases, l)
-	j.mu.Unlock()
-	if !there {
+	if !j.listed(l) {
 		return false, nil
+	}
+	if l.timer == nil { // it has not begun, and will not: see inject
+		j.forget(l)
+		return true, nil
 	}
 	l.timer.Stop()
 	if l.fault != nil {
@@ -418,6 +435,12 @@ func (j *Injector) endFrames(ctx context.Context, l *lease, why string) error {
 		t.inserted.Store(false)
 	}
 	return errors.Join(err, out)
+}
+
+func (j *Injector) listed(l *lease) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Contains(j.leases, l)
 }
 
 // forget takes l off the list. The caller has its target's turn, or never had

@@ -88,31 +88,37 @@ func newFDB(limit int, vlans bool) *fdb {
 	return t
 }
 
-// sets returns the first places of the two sets where key may stand.
-func (t *fdb) sets(key uint64) (int, int) {
+// hash mixes key: its lower half picks one set where key may stand, its upper
+// half the other.
+func (t *fdb) hash(key uint64) uint64 {
 	h := (key ^ t.seed) * 0x9e3779b97f4a7c15
 	h ^= h >> 32
 	h *= 0xd6e8feb86659fd93
-	h ^= h >> 32
-	a := h & t.mask
-	b := h >> 32 & t.mask
+	return h ^ h>>32
+}
+
+// setA and setB return the first places of the two sets.
+func (t *fdb) setA(hash uint64) int { return int(hash&t.mask) * ways }
+
+func (t *fdb) setB(hash uint64) int {
+	a, b := hash&t.mask, hash>>32&t.mask
 	if a == b {
 		b ^= 1
 	}
-	return int(a) * ways, int(b) * ways
+	return int(b) * ways
 }
 
 // find returns where key stands, and its port.
 func (t *fdb) find(key uint64) (slot int, port uint16) {
-	a, b := t.sets(key)
+	h := t.hash(key)
 	if t.tags != nil {
-		if slot, port = t.findTagged(a, key); slot == noSlot {
-			slot, port = t.findTagged(b, key)
+		if slot, port = t.findTagged(t.setA(h), key); slot == noSlot {
+			slot, port = t.findTagged(t.setB(h), key)
 		}
 		return slot, port
 	}
-	if slot, port = t.findIn(a, key); slot == noSlot {
-		slot, port = t.findIn(b, key)
+	if slot, port = t.findIn(t.setA(h), key); slot == noSlot {
+		slot, port = t.findIn(t.setB(h), key)
 	}
 	return slot, port
 }
@@ -236,9 +242,9 @@ func (t *fdb) refuse() {
 
 // free finds a place for key in the emptier of its sets; mu must be held.
 func (t *fdb) free(key uint64) int {
-	a, b := t.sets(key)
-	slotA, freeA := t.room(a)
-	slotB, freeB := t.room(b)
+	h := t.hash(key)
+	slotA, freeA := t.room(t.setA(h))
+	slotB, freeB := t.room(t.setB(h))
 	if freeB > freeA {
 		return slotB
 	}

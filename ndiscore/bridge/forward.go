@@ -64,22 +64,13 @@ func (s *scratch) leave() {
 
 // add puts f into the batch for port id.
 func (s *scratch) add(id uint16, f *ndiscore.Frame) {
-	if q := s.out[id]; q != nil {
-		q.Append(f)
-		return
+	q := s.out[id]
+	if q == nil {
+		q = s.worker.Scratch()
+		s.out[id] = q
+		s.dirty = append(s.dirty, id)
 	}
-	s.begin(id, f)
-}
-
-// begin is add for the first frame to a port. It stands apart so that add is
-// inlined.
-//
-//go:noinline
-func (s *scratch) begin(id uint16, f *ndiscore.Frame) {
-	q := s.worker.Scratch()
 	q.Append(f)
-	s.out[id] = q
-	s.dirty = append(s.dirty, id)
 }
 
 // count adds to the counters of the worker, which stand in its first scratch.
@@ -146,6 +137,7 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 
 	// Where VLANs are not looked at, every frame is in VLAN 0 and stays as it is.
 	var vlan uint16
+	var space uint64 // the VLAN's part of a key
 	var how tagging
 	above := handle != nil // the frame's VLAN is that of those above
 
@@ -163,6 +155,7 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 				continue
 			}
 			if vlan != was {
+				space = keyOf(0, vlan)
 				lastSrc, lastDst, lastKnown = 0, 0, false
 			}
 			above = handle != nil && vlan == v.vlan
@@ -170,12 +163,15 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 		src, dst := ndiscore.MACKey(h[6:]), ndiscore.MACKey(h)
 		if src != lastSrc || src == 0 {
 			lastSrc = src
-			verdict = b.source(v, in, f, keyOf(src, vlan), now, learning && dst>>4 != reservedPrefix)
+			verdict = b.source(t, in, src|space, now, learning && dst>>4 != reservedPrefix)
 		}
 		if verdict != ndiscore.DropNone {
 			f.Drop(verdict)
-			if verdict == ndiscore.DropMACLimit {
+			switch {
+			case verdict == ndiscore.DropMACLimit:
 				in.refused.Add(1)
+			case verdict == ndiscore.DropReflection && v.guard:
+				b.returned(v, in, f, vlan)
 			}
 			continue
 		}
@@ -212,7 +208,7 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 			continue
 		}
 		if dst != lastDst {
-			slot, port := t.find(keyOf(dst, vlan))
+			slot, port := t.find(dst | space)
 			lastDst, lastPort = dst, port
 			lastKnown = slot != noSlot && (port == localPort || int(port) < len(v.byID) && v.byID[port] != nil)
 		}
@@ -239,7 +235,11 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 				}
 			}
 			f.Forward()
-			s.add(lastPort, g)
+			if q := s.out[lastPort]; q != nil { // the common half of add, without its call
+				q.Append(g)
+			} else {
+				s.add(lastPort, g)
+			}
 		default:
 			if q := r.storm[stormUnknown]; q != nil && !q.take() {
 				f.Drop(ndiscore.DropStorm)
@@ -273,23 +273,20 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 
 // source checks a frame's source address, whose key in its VLAN is key, and
 // learns it.
-func (b *Bridge) source(v *view, in *port, f *ndiscore.Frame, key uint64, now uint32, learning bool) ndiscore.DropReason {
+func (b *Bridge) source(t *fdb, in *port, key uint64, now uint32, learning bool) ndiscore.DropReason {
 	src := key & macMask
 	if src == 0 || src&groupBit != 0 {
 		return ndiscore.DropBadSource
 	}
-	slot, port := v.fdb.find(key)
+	slot, port := t.find(key)
 	switch {
 	case slot != noSlot && port == in.id:
 		if learning {
-			v.fdb.seen(slot, now)
+			t.seen(slot, now)
 		}
 	case src == b.own:
-		if v.guard {
-			b.returned(v, in, f, uint16(key>>vlanShift))
-		}
 		return ndiscore.DropReflection
-	case learning && !v.fdb.learn(key, in, now):
+	case learning && !t.learn(key, in, now):
 		return ndiscore.DropMACLimit
 	}
 	return ndiscore.DropNone
@@ -305,7 +302,11 @@ func (s *scratch) flood(v *view, in *port, f *ndiscore.Frame, i int, vlan uint16
 		if p == in {
 			continue
 		}
-		s.add(p.id, f)
+		if q := s.out[p.id]; q != nil { // as in forward
+			q.Append(f)
+		} else {
+			s.add(p.id, f)
+		}
 		copies++
 	}
 	if copies > 0 {

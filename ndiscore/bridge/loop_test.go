@@ -38,10 +38,11 @@ func (l *lan) probes() [][]byte {
 	return all
 }
 
-// firstProbes waits for n probes. The first go out when the keeper starts, if
-// the ports are up by then; the next ones a second later.
+// firstProbes waits for n probes: not those of the keeper's start, when perhaps
+// not all ports were up, but the next ones.
 func (l *lan) firstProbes(n int) [][]byte {
 	l.t.Helper()
+	l.tick(0) // the keeper waits
 	l.probes()
 	l.tick(probeEvery)
 	var all [][]byte

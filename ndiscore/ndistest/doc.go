@@ -1,8 +1,9 @@
 // Package ndistest is the test kit of ndiscore's contract, for those who write
 // miniports, protocols and filters, and for the core itself.
 //
-//	fakes        Adapter, Protocol, Filter: wholly under the test's control, over a real Core
-//	Verifier     stands between the core and any adapter and reports every breach of the contract
+//	fakes        Adapter, Protocol, Filter, Clock: wholly under the test's control, over a real Core
+//	Verifier     stands between the core and any adapter and reports every breach of the contract;
+//	             VerifiedDriver and VerifiedProtocol do so for those
 //	TestAdapter  the tests that every miniport must pass
 //
 //	        Protocol (fake)

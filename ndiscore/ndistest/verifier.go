@@ -420,7 +420,9 @@ func (v *verifier) CancelSend(id uint64) {
 	able[ndiscore.SendCanceler](v.inner).CancelSend(id)
 }
 
-func (v *verifier) DeviceStats() map[string]uint64 { return able[ndiscore.Statser](v.inner).DeviceStats() }
+func (v *verifier) DeviceStats() map[string]uint64 {
+	return able[ndiscore.Statser](v.inner).DeviceStats()
+}
 
 func (v *verifier) StartDevice(ctx context.Context) error {
 	v.enter("StartDevice", ndiscore.StateHalted, ndiscore.StateHalted)

@@ -63,7 +63,7 @@ func BenchmarkHit(b *testing.B) {
 					if at++; at == len(back) {
 						at = 0
 					}
-					if g, _ := w.wan.In(back[at], false, x); g == back[at] {
+					if g, _ := w.wan.In(back[at], w.wan, x); g == back[at] {
 						b.Fatal("no flow")
 					}
 				}

@@ -85,7 +85,11 @@ func (w *world) out(f *ndiscore.Frame) (*ndiscore.Frame, ndiscore.DropReason) {
 func (w *world) in(f *ndiscore.Frame, inside bool) (*ndiscore.Frame, ndiscore.DropReason) {
 	before := string(f.Bytes(nil))
 	c := new(Copy)
-	g, why := w.wan.In(f, inside, c)
+	by := w.wan
+	if inside {
+		by = nil
+	}
+	g, why := w.wan.In(f, by, c)
 	if string(f.Bytes(nil)) != before {
 		panic("In changed the frame that it was lent")
 	}

@@ -286,7 +286,7 @@ func (s *subject) pass(p []byte, outward bool) []byte {
 		}
 		return f.Bytes(nil)[14:]
 	}
-	g, why := s.wan.In(f, false, new(nat.Copy))
+	g, why := s.wan.In(f, s.wan, new(nat.Copy))
 	if g == f || why != ndiscore.DropNone {
 		return nil // for the router itself, or nobody
 	}

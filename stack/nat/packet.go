@@ -177,7 +177,7 @@ func (p *header) walk(h []byte) (later, ok bool) {
 		default:
 			return false, true
 		}
-		if p.l4+8 > min(len(h), p.total) || p.l4 > ipv6Min+maxChain {
+		if p.l4+8 > min(len(h), p.total) {
 			return false, false
 		}
 		e := h[p.l4:]
@@ -196,7 +196,7 @@ func (p *header) walk(h []byte) (later, ok bool) {
 		}
 		p.proto = e[0]
 		p.l4 += n
-		if p.l4 > min(len(h), p.total) {
+		if p.l4 > min(len(h), p.total) || p.l4 > ipv6Min+maxChain {
 			return false, false
 		}
 		if later {
@@ -359,6 +359,7 @@ func (p *header) rewrite(h []byte, to *tuple, partial bool, more change) change 
 	}
 	sum := b[p.csum:]
 	switch {
+	case partial && p.proto == protoICMP: // it holds nothing: there is no pseudo-header
 	case partial:
 		all += put16(sum, (change(binary.BigEndian.Uint16(sum)) + change(addrs.fold())).fold())
 	case p.proto == protoUDP && sum[0]|sum[1] == 0: // it has none

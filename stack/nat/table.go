@@ -13,9 +13,10 @@ import (
 type flow struct {
 	node [2]node // of who spoke first, and of who answers
 
-	state  state
-	kind   flowKind
-	opener int   // TCP: the direction of the first SYN
+	state   state
+	kind    flowKind
+	outside bool  // anyone on the net can make such
+	opener  int   // TCP: the direction of the first SYN
 	spoke  uint8 // tcpReset: the directions in which packets came since
 
 	packets, bytes [2]uint64
@@ -53,9 +54,6 @@ const (
 )
 
 var flowKindNames = [...]string{"masquerade", "forward", "hairpin", "local", "through"}
-
-// outside reports whether anyone on the net can make flows of kind k.
-func (k flowKind) outside() bool { return k == flowForward || k == flowThrough }
 
 type (
 	slot int16
@@ -96,6 +94,7 @@ type Table struct {
 	chunks  [][]flow
 	free    *flow
 	live    int
+	outside int // of live: begun outside
 
 	wheel  [wheelSlots]*flow
 	hand   int64 // the last second that the wheel has shown
@@ -243,13 +242,18 @@ func (t *Table) delete(n *node) {
 
 // --- Flows ------------------------------------------------------------------------
 
-// room makes sure that a flow of kind k can be had, if need be by giving up the
-// weak one that was silent longest. Who is outside cannot crowd out those inside.
-func (t *Table) room(k flowKind) bool {
+// insidePart is the part of the table that flows begun outside never take.
+const insidePart = 8
+
+// room makes sure that a flow can be had, begun outside or not, if need be by
+// giving up the weak one that was silent longest. Who is outside cannot crowd out
+// those inside.
+func (t *Table) room(outside bool) bool {
+	most := t.limits.Flows - t.limits.Flows/insidePart
 	// Twice, should the limit have been lowered: so the table shrinks.
-	for i := 0; i < 2 && t.live >= t.limits.Flows; i++ {
+	for i := 0; i < 2 && (t.live >= t.limits.Flows || outside && t.outside >= most); i++ {
 		f := t.weak[listOutside].oldest
-		if f == nil && !k.outside() {
+		if f == nil && !outside {
 			f = t.weak[listInside].oldest
 		}
 		if f == nil {
@@ -273,10 +277,13 @@ const chunkFlows = 1024
 
 // add makes a flow of a packet with tuple orig, answered by reply. room has been
 // asked.
-func (t *Table) add(k flowKind, orig, reply tuple) *flow {
+func (t *Table) add(k flowKind, outside bool, orig, reply tuple) *flow {
 	f := t.free
 	t.free = f.next
-	*f = flow{kind: k, born: t.now, seen: t.now}
+	*f = flow{kind: k, outside: outside, born: t.now, seen: t.now}
+	if outside {
+		t.outside++
+	}
 	f.node[0] = node{tuple: orig, flow: f}
 	f.node[1] = node{tuple: reply, flow: f, dir: 1}
 	if orig.proto != protoTCP {
@@ -297,6 +304,9 @@ func (t *Table) remove(f *flow) {
 	t.setWeak(f, listNone)
 	t.leave(f)
 	t.live--
+	if f.outside {
+		t.outside--
+	}
 	*f = flow{next: t.free}
 	t.free = f
 }
@@ -320,7 +330,7 @@ func (t *Table) touch(n *node, p *header) {
 	}
 	want := listNone
 	if s.weak() {
-		if want = listInside; f.kind.outside() {
+		if want = listInside; f.outside {
 			want = listOutside
 		}
 	}

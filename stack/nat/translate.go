@@ -52,14 +52,15 @@ func (t *Table) out(e *Edge, h []byte, open int) ndiscore.DropReason {
 		}
 		return ndiscore.DropNone
 	case kindError:
-		return t.errorOut(e, h, &p)
+		return t.errorOut(e, h, &p, open)
 	case kindNone:
 		return e.unfit(&p, false)
 	}
 	n := t.alive(&p.tuple)
 	if n == nil {
 		own := t.own[hostAddr{p.src, v6}]
-		if !e.wants(&p, own) {
+		by := t.cameBy(&p)
+		if by == e || !e.wants(&p, own) {
 			t.first(&p, &p.tuple, false)
 			return ndiscore.DropNone
 		}
@@ -68,7 +69,7 @@ func (t *Table) out(e *Edge, h []byte, open int) ndiscore.DropReason {
 			kind = flowLocal
 		}
 		var why ndiscore.DropReason
-		if n, why = t.begin(e, kind, &p); n == nil {
+		if n, why = t.begin(e, kind, by != nil, &p); n == nil {
 			return why
 		}
 	}
@@ -81,6 +82,23 @@ func (t *Table) out(e *Edge, h []byte, open int) ndiscore.DropReason {
 		t.stats.translatedOut++
 	}
 	return ndiscore.DropNone
+}
+
+// cameBy is the edge by which p, which is about to leave and belongs to no flow,
+// came from outside, as Through has noticed; nil if it did not.
+func (t *Table) cameBy(p *header) *Edge {
+	k := p.tuple
+	k.side &^= sideOut
+	for _, e := range t.byID {
+		if e == nil {
+			continue
+		}
+		k.edge = e.id
+		if n := t.alive(&k); n != nil && n.flow.kind == flowThrough && n.dir == 0 {
+			return e
+		}
+	}
+	return nil
 }
 
 // translated is what a packet with n's tuple becomes; its side and edge stay.
@@ -138,7 +156,7 @@ func (e *Edge) wants(p *header, own bool) bool {
 }
 
 // begin makes the flow of kind k that p begins as it leaves by e.
-func (t *Table) begin(e *Edge, k flowKind, p *header) (*node, ndiscore.DropReason) {
+func (t *Table) begin(e *Edge, k flowKind, outside bool, p *header) (*node, ndiscore.DropReason) {
 	if p.flags&flagRST != 0 || p.kind == kindQuery && p.reply {
 		return nil, t.dropState() // it ends or answers what nobody knows
 	}
@@ -151,11 +169,11 @@ func (t *Table) begin(e *Edge, k flowKind, p *header) (*node, ndiscore.DropReaso
 	}
 	reply := p.answer(0)
 	reply.dst = pub
-	return t.allot(e, k, p, reply)
+	return t.allot(e, k, outside, p, reply)
 }
 
 // allot finds a public port for the flow that p begins, and makes it.
-func (t *Table) allot(e *Edge, k flowKind, p *header, reply tuple) (*node, ndiscore.DropReason) {
+func (t *Table) allot(e *Edge, k flowKind, outside bool, p *header, reply tuple) (*node, ndiscore.DropReason) {
 	if p.kind == kindBare {
 		// There is no port to tell two of them apart.
 		if t.alive(&reply) != nil {
@@ -165,11 +183,11 @@ func (t *Table) allot(e *Edge, k flowKind, p *header, reply tuple) (*node, ndisc
 		t.refused(e, true, destOf(&reply))
 		return nil, ndiscore.DropNATFull
 	}
-	if !t.room(k) {
+	if !t.room(outside) {
 		t.refused(e, false, dest{})
 		return nil, ndiscore.DropNATFull
 	}
-	f := t.add(k, p.tuple, reply)
+	f := t.add(k, outside, p.tuple, reply)
 	t.join(f)
 	return &f.node[0], ndiscore.DropNone
 }
@@ -225,9 +243,9 @@ func (c *Copy) Release() {
 
 // In translates an untagged Ethernet frame with an IP packet for one of e's
 // addresses, whose IP header has been checked. f is not changed: what is to be
-// received instead is f itself, or made in c. inside says that it came in by
-// another interface than e's.
-func (e *Edge) In(f *ndiscore.Frame, inside bool, c *Copy) (*ndiscore.Frame, ndiscore.DropReason) {
+// received instead is f itself, or made in c. by is the edge of the interface that
+// it came in by: e itself, another one, or nil.
+func (e *Edge) In(f *ndiscore.Frame, by *Edge, c *Copy) (*ndiscore.Frame, ndiscore.DropReason) {
 	h := f.Head[ethernet:]
 	p, ok := parse(h, false)
 	if !ok {
@@ -262,7 +280,7 @@ func (e *Edge) In(f *ndiscore.Frame, inside bool, c *Copy) (*ndiscore.Frame, ndi
 			return f, ndiscore.DropNone // for the router
 		}
 		var why ndiscore.DropReason
-		if n, why = t.publish(e, &p, to, port, inside); n == nil {
+		if n, why = t.publish(e, by, &p, to, port); n == nil {
 			return f, why
 		}
 	}
@@ -279,16 +297,16 @@ func (e *Edge) In(f *ndiscore.Frame, inside bool, c *Copy) (*ndiscore.Frame, ndi
 	return d, ndiscore.DropNone
 }
 
-// publish makes the flow of p, which came for a published port.
-func (t *Table) publish(e *Edge, p *header, to addr, port uint16, inside bool) (*node, ndiscore.DropReason) {
+// publish makes the flow of p, which came by an edge for a published port of e.
+func (t *Table) publish(e, by *Edge, p *header, to addr, port uint16) (*node, ndiscore.DropReason) {
 	if p.flags&flagRST != 0 {
 		return nil, t.dropState()
 	}
-	if inside {
+	if by != e {
 		// Answers must come back this way, even from a host next to the client. So
 		// the client gets the address that it would have outside (RFC 4787 REQ-9).
 		reply := tuple{src: to, sport: port, dst: p.dst, dport: p.sport, edge: e.id, proto: p.proto, side: p.side}
-		return t.allot(e, flowHairpin, p, reply)
+		return t.allot(e, flowHairpin, by != nil && by.masq[version(p.side.v6())], p, reply)
 	}
 	reply := tuple{src: to, sport: port, dst: p.src, dport: p.sport, edge: e.id, proto: p.proto, side: p.side | sideOut}
 	// One client port may talk to two published ports that are one port there.
@@ -299,11 +317,11 @@ func (t *Table) publish(e *Edge, p *header, to addr, port uint16, inside bool) (
 		}
 		reply.dport = uint16(midPort + t.rng.IntN(1<<16-midPort))
 	}
-	if !t.room(flowForward) {
+	if !t.room(true) {
 		t.refused(e, false, dest{})
 		return nil, ndiscore.DropNATFull
 	}
-	return &t.add(flowForward, p.tuple, reply).node[0], ndiscore.DropNone
+	return &t.add(flowForward, true, p.tuple, reply).node[0], ndiscore.DropNone
 }
 
 // Through takes notice of an untagged frame with an IP packet that came in by e
@@ -331,11 +349,11 @@ func (e *Edge) Through(f *ndiscore.Frame) ndiscore.DropReason {
 		if t.alive(&reply) != nil {
 			return ndiscore.DropNone // the other side has begun
 		}
-		if !t.room(flowThrough) {
+		if !t.room(true) {
 			t.refused(e, false, dest{})
 			return ndiscore.DropNATFull
 		}
-		n = &t.add(flowThrough, p.tuple, reply).node[0]
+		n = &t.add(flowThrough, true, p.tuple, reply).node[0]
 	}
 	t.touch(n, &p)
 	return ndiscore.DropNone
@@ -356,8 +374,9 @@ func (t *Table) quoted(e *Edge, h []byte, p *header) (q header, n *node) {
 }
 
 // rewriteError gives an error about a packet of n's flow, which went against n's
-// direction, to who sent that packet. own says that the router says so itself.
-func (t *Table) rewriteError(h []byte, p, q *header, n *node, own bool) {
+// direction, to who sent that packet. own says that the router says so itself,
+// partial that the error's checksum was left to the device.
+func (t *Table) rewriteError(h []byte, p, q *header, n *node, own, partial bool) {
 	to := t.translated(n)
 	inner := to.answer(0)
 	more := q.rewrite(h[p.quote:], &inner, false, 0)
@@ -367,14 +386,14 @@ func (t *Table) rewriteError(h []byte, p, q *header, n *node, own bool) {
 		// From the other end, or somebody behind the translation.
 		outer.src = to.src
 	}
-	p.rewrite(h, &outer, false, more)
+	p.rewrite(h, &outer, partial, more)
 }
 
-func (t *Table) errorOut(e *Edge, h []byte, p *header) ndiscore.DropReason {
+func (t *Table) errorOut(e *Edge, h []byte, p *header, open int) ndiscore.DropReason {
 	own := t.own[hostAddr{p.src, p.side.v6()}]
 	q, n := t.quoted(e, h, p)
 	if n != nil {
-		t.rewriteError(h, p, &q, n, own)
+		t.rewriteError(h, p, &q, n, own, open == p.l4)
 		t.stats.errorsOut++
 		return ndiscore.DropNone
 	}
@@ -395,7 +414,7 @@ func (t *Table) errorIn(e *Edge, f *ndiscore.Frame, p *header, c *Copy) (*ndisco
 	if n == nil {
 		return f, ndiscore.DropNone // about something of the router's own
 	}
-	t.rewriteError(h, p, &q, n, false)
+	t.rewriteError(h, p, &q, n, false, partial(f) == p.l4)
 	t.stats.errorsIn++
 	return d, ndiscore.DropNone
 }

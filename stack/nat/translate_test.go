@@ -398,7 +398,7 @@ func TestOffload(t *testing.T) {
 		f.Segs = [][]byte{b[500:1000], b[1000:]}
 		c := new(Copy)
 		for range 2 {
-			g, why := w.wan.In(f, false, c)
+			g, why := w.wan.In(f, w.wan, c)
 			if why != ndiscore.DropNone || g == f {
 				t.Fatal(why)
 			}

@@ -1,0 +1,248 @@
+package vswitch_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-b14e907b/vswitch/control"
+	"github.com/seed-b14e907b/vswitch/lab"
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
+
+// roundsFlag is how often TestRounds fails a team in each way.
+var roundsFlag = flag.Int("rounds", 4, "rounds of TestRounds, for each kind of failure; from 100 on it judges what the project promises")
+
+// What the project promises of a round, at the 99th percentile: packets lost of
+// 1000 a second, one way, and the time within the switch.
+const (
+	judgedRounds   = 100
+	promisedLoss   = 2
+	promisedWithin = 1000 // microseconds
+)
+
+// failure is one way to lose the active member and to have it back.
+type failure struct {
+	name        string
+	planned     bool   // nobody may notice
+	mayLose     uint64 // in any round, on a busy machine
+	fail, again func(ctx context.Context) error
+
+	lost, back []float64 // packets that a round lost, of both ways the worse: by the failure, by the fail-back
+	// Microseconds until the switch is announced, as somebody who waits for it sees
+	// that: from its first event, from the kernel's message as somebody who waits
+	// for that one reads it.
+	within, kernel []float64
+}
+
+// linkWatch notes when the kernel's message that a link passes nothing can be
+// read.
+type linkWatch struct {
+	mu   sync.Mutex // guards down
+	down map[int32]time.Time
+}
+
+// watchLinks has a goroutine of its own, which ends with the test.
+func watchLinks(t *testing.T) *linkWatch {
+	t.Helper()
+	w := &linkWatch{down: map[int32]time.Time{}}
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	must(t, err, s.SetReceiveTimeout(&unix.Timeval{Usec: 50_000}))
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() { // "link watch": ends with done
+		defer close(ended)
+		defer s.Close()
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			msgs, _, err := s.Receive()
+			now := time.Now()
+			if err != nil {
+				continue // nothing came
+			}
+			for _, m := range msgs {
+				i := nl.DeserializeIfInfomsg(m.Data)
+				if m.Header.Type == unix.RTM_DELLINK || i.Flags&(unix.IFF_UP|unix.IFF_RUNNING) != unix.IFF_UP|unix.IFF_RUNNING {
+					w.mu.Lock()
+					if _, ok := w.down[i.Index]; !ok {
+						w.down[i.Index] = now
+					}
+					w.mu.Unlock()
+				}
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		close(done)
+		<-ended
+	})
+	return w
+}
+
+// since returns when link index passed nothing any more.
+func (w *linkWatch) since(index int) (at time.Time, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at, ok = w.down[int32(index)]
+	return at, ok
+}
+
+func (w *linkWatch) forget() {
+	w.mu.Lock()
+	w.down = map[int32]time.Time{}
+	w.mu.Unlock()
+}
+
+// TestRounds fails the active member of a team below a masquerading router, and
+// has it back, again and again, in every way: how many packets that costs, how
+// long the switch takes, and that TCP through the translation lives on.
+func TestRounds(t *testing.T) {
+	lab.CheckLeaks(t)
+	u := newUplinks(t, uplinksNAT, "hold = \"50ms\"\n")
+	u.text = "[fault]\nallow = true\n" + u.text
+	u.load(t)
+	operate := func(op control.AdapterOp) func(context.Context) error {
+		return func(ctx context.Context) error { return u.sw.Operate(ctx, op, "up0", "round", false) }
+	}
+	promote := func(member string) func(context.Context) error {
+		return func(ctx context.Context) error { return u.sw.Promote(ctx, "wan", member) }
+	}
+	now := func(f func() error) func(context.Context) error { return func(context.Context) error { return f() } }
+	kinds := []*failure{
+		{name: "deletion", mayLose: lossFailure,
+			fail: now(func() error { return u.wires[0].Cut(lab.EndA) }), again: now(func() error { return u.wires[0].Restore(lab.EndA) })},
+		{name: "link-down", mayLose: lossFailure,
+			fail: now(func() error { return u.here.Down("up0") }), again: now(func() error { return u.here.Up("up0") })},
+		{name: "carrier", mayLose: lossCarrier, // of which the kernel tells up to a second late
+			fail: now(func() error { return u.wires[0].Unplug(lab.EndA) }), again: now(func() error { return u.wires[0].Plug(lab.EndA) })},
+		{name: "remove", planned: true, mayLose: lossPlanned, fail: operate(control.OpRemove),
+			again: func(ctx context.Context) error {
+				_, err := u.sw.Apply(ctx, []byte(u.text), false)
+				return err
+			}},
+		{name: "promote", planned: true, mayLose: lossPlanned, fail: promote("up1"), again: promote("up0")},
+	}
+	watch := watchLinks(t)
+	for range *roundsFlag {
+		for _, k := range kinds {
+			u.round(t, k, watch)
+		}
+	}
+	load, err := os.ReadFile("/proc/loadavg")
+	must(t, err)
+	t.Logf("%d rounds; load average %s", *roundsFlag, strings.TrimSpace(string(load)))
+	t.Logf("%-10s %-22s %8s %8s %8s %8s", "", "", "p50", "p90", "p99", "max")
+	for _, k := range kinds {
+		row := func(what string, xs []float64) {
+			if len(xs) > 0 {
+				t.Logf("%-10s %-22s %8.0f %8.0f %8.0f %8.0f", k.name, what, quantile(xs, .5), quantile(xs, .9), quantile(xs, .99), quantile(xs, 1))
+			}
+		}
+		row("lost", k.lost)
+		row("lost by fail-back", k.back)
+		row("us, event to switch", k.within)
+		row("us, kernel to switch", k.kernel)
+		if *roundsFlag < judgedRounds || k.name == "carrier" {
+			continue
+		}
+		if quantile(k.lost, .99) > promisedLoss || k.planned && quantile(k.lost, 1) > 0 || quantile(k.back, .99) > 0 {
+			t.Errorf("%s: lost %v, by fail-back %v", k.name, k.lost, k.back)
+		}
+		if len(k.within) > 0 && quantile(k.within, .99) > promisedWithin {
+			t.Errorf("%s: the switch took %.0f us at p99, more than %d", k.name, quantile(k.within, .99), promisedWithin)
+		}
+	}
+	u.end(t)
+}
+
+// quantile is the smallest of xs that a share of q does not exceed.
+func quantile(xs []float64, q float64) float64 {
+	s := slices.Sorted(slices.Values(xs))
+	return s[max(0, int(math.Ceil(q*float64(len(s))))-1)]
+}
+
+// round fails the active member once, and has it back.
+func (u *uplinks) round(t *testing.T, k *failure, watch *linkWatch) {
+	t.Helper()
+	ctx := within(t, 60*time.Second)
+	index := 0
+	must(t, u.here.Do(func() error {
+		i, err := net.InterfaceByName("up0")
+		if err == nil {
+			index = i.Index
+		}
+		return err
+	}))
+	watch.forget()
+	move := func(do func(context.Context) error, to string, mayLose uint64) (active time.Time, seen []ndiscore.Event, lost float64) {
+		t.Helper()
+		mark, full := newest(u.sw.Switch), backlogFull(t)
+		rings := counters(t, u.sw.Switch)
+		waited := make(chan error, 1)
+		go func() { // "waiter": ends with the event or ctx
+			_, err := u.sw.WaitEvent(ctx, mark, func(e ndiscore.Event) bool { return e.What == "bundle.active" && e.To == to })
+			active = time.Now()
+			waited <- err
+		}()
+		must(t, do(ctx))
+		if err := <-waited; err != nil {
+			t.Fatalf("%s: wan did not go to %s: %v", k.name, to, err)
+		}
+		u.through(t, 512<<10) // some 125 ms
+		s := u.udp.Snapshot(ctx)
+		full = backlogFull(t) - full
+		for name, c := range counters(t, u.sw.Switch) { // a device that came back counts anew
+			full += c.Device["kernel_ring_full"] - min(c.Device["kernel_ring_full"], rings[name].Device["kernel_ring_full"])
+		}
+		var worst uint64
+		for _, d := range []lab.DirectionStats{s.AtoB, s.BtoA} {
+			n := d.Lost - min(d.Lost, d.Overrun+full)
+			worst = max(worst, n)
+			if n > mayLose || d.Duplicated > 0 || d.Corrupted > 0 {
+				t.Errorf("%s, to %s: %+v", k.name, to, d)
+			}
+		}
+		seen, _, _ = u.sw.Events(mark)
+		return active, seen, float64(worst)
+	}
+
+	active, seen, lost := move(k.fail, "up1", k.mayLose)
+	k.lost = append(k.lost, lost)
+	if !k.planned {
+		for _, e := range seen {
+			if e.Adapter == "up0" && (e.What == "link" && e.To != "connected" || e.What == "adapter.surprise-removed") {
+				k.within = append(k.within, max(0, float64(active.Sub(e.Time).Microseconds())))
+				break
+			}
+		}
+		must(t, lab.Eventually(ctx, "the kernel to tell of up0", func() error {
+			at, ok := watch.since(index)
+			if !ok {
+				return errors.New("nothing yet")
+			}
+			k.kernel = append(k.kernel, max(0, float64(active.Sub(at).Microseconds())))
+			return nil
+		}))
+	}
+	_, _, lost = move(k.again, "up0", lossPlanned)
+	k.back = append(k.back, lost)
+	must(t, u.waitStandby(ctx))
+	if s := u.tcp.Snapshot(); s.Err != nil {
+		t.Fatalf("%s: TCP: %v", k.name, fmt.Errorf("the connection broke: %w", s.Err))
+	}
+}
