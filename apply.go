@@ -22,8 +22,12 @@ import (
 // undoLimit is how long it may take to undo what was done of a plan that failed.
 const undoLimit = 30 * time.Second
 
-// change carries out a plan from old, what runs, to next. When a step fails, what
-// was done before it is undone. One change at a time: s.turn is held.
+// stepLimit is how long one step may take. It is longer than the core lets a
+// driver hang.
+const stepLimit = time.Minute
+
+// change carries out a plan from old, what runs, to next. When a step fails, or
+// ctx ends, what was done before is undone, unless the switch ends anyway. One change at a time: s.turn is held.
 func (s *Switch) change(ctx context.Context, old, next *config.Config, plan config.Changes) error {
 	if err := plan.Err(); err != nil {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
@@ -32,7 +36,10 @@ func (s *Switch) change(ctx context.Context, old, next *config.Config, plan conf
 	if err == nil {
 		return nil
 	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+	if s.life.Err() != nil {
+		return fmt.Errorf("%w: %w", ndiscore.ErrStopped, err)
+	}
+	undo, cancel := context.WithTimeout(s.life, undoLimit)
 	defer cancel()
 	now.Bundles = slices.DeleteFunc(slices.Clone(now.Bundles), func(b config.Bundle) bool { return b.Mode == probeOnly })
 	now, undoErr := s.carryOut(undo, now, old, config.Plan(now, old))
@@ -87,11 +94,16 @@ func except(c *config.Config, gone map[string]bool) *config.Config {
 }
 
 // carryOut performs the steps of a plan from old to next, in order, and returns
-// what runs then: all of next, or when a step fails what had been reached.
+// what runs then: all of next, or when a step fails what had been reached. Who
+// gives up is heard between two steps, so that none is left half done.
 func (s *Switch) carryOut(ctx context.Context, old, next *config.Config, plan config.Changes) (*config.Config, error) {
 	now := *old
 	const why = "configured"
 	for i, step := range plan.Steps {
+		if err := ctx.Err(); err != nil {
+			return &now, fmt.Errorf("%s: %w", step.Title(), err)
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepLimit)
 		var err error
 		switch step.Kind {
 		case config.KindLog:
@@ -115,11 +127,11 @@ func (s *Switch) carryOut(ctx context.Context, old, next *config.Config, plan co
 			err = s.stepBridge(ctx, step, &now, next, why)
 		default:
 			evolveRouter(step, &now, next)
-			if i+1 < len(plan.Steps) && ofRouter(plan.Steps[i+1].Kind) {
-				continue // what follows each other is one change
+			if i+1 == len(plan.Steps) || !ofRouter(plan.Steps[i+1].Kind) { // what follows each other is one change
+				err = s.setRouter(ctx, &now)
 			}
-			err = s.setRouter(ctx, &now)
 		}
+		cancel()
 		if err != nil {
 			return &now, fmt.Errorf("%s: %w", step.Title(), err)
 		}

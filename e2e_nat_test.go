@@ -107,7 +107,7 @@ func known(t *testing.T, sw *lab.Switch) (flows []string) {
 func TestNAT(t *testing.T) {
 	lab.CheckLeaks(t)
 	u := newUplinks(t, uplinksNAT, "hold = \"100ms\"\n")
-	ctx := within(t, 240*time.Second)
+	ctx := within(t, 90*time.Second)
 	s := u.startStreams(t)
 	s.flow(t, "at first")
 	before := known(t, u.sw)
@@ -120,12 +120,12 @@ func TestNAT(t *testing.T) {
 	for _, from := range []*lab.Host{u.server, u.second} {
 		flow, err := from.StartUDPFlow(ctx, u.client, addr("10.2.0.1"), lab.UDPFlowOptions{Rate: 200, Port: 5003, Listen: published})
 		must(t, err)
+		var back uint64
 		must(t, lab.Eventually(ctx, "datagrams through the forward", func() error {
-			x, err := flow.Total()
-			if err == nil && x.BtoA.Received < 40 {
-				err = fmt.Errorf("%+v", x)
+			if back += flow.Snapshot(ctx).BtoA.Received; back < 40 {
+				return fmt.Errorf("%d came back", back)
 			}
-			return err
+			return nil
 		}))
 		must(t, flow.Stop())
 	}
@@ -140,15 +140,6 @@ func TestNAT(t *testing.T) {
 			}
 		}
 	}
-	// Nobody outside reaches the inside by its own address.
-	must(t, u.server.Route("10.1.0.0/24", "10.2.0.1"))
-	if r, err := u.server.Ping(ctx, addr("10.1.0.2"), lab.PingOptions{Timeout: 200 * time.Millisecond}); err != nil {
-		t.Error(err)
-	} else {
-		t.Logf("an echo from outside to an address inside: %d of %d answered", r.Received, r.Sent)
-	}
-	must(t, u.server.DelRoute("10.1.0.0/24", "10.2.0.1"))
-
 	for i, fail := range []func() error{
 		func() error { return u.wires[0].Cut(lab.EndA) },
 		func() error { return u.here.Down("up0") },
@@ -184,7 +175,7 @@ func TestNAT(t *testing.T) {
 func TestNATNDIS5(t *testing.T) {
 	lab.CheckLeaks(t)
 	u := newUplinks(t, uplinksNAT, "mode = \"ndis5\"\n")
-	ctx := within(t, 240*time.Second)
+	ctx := within(t, 90*time.Second)
 	s := u.startStreams(t)
 	s.flow(t, "at first")
 	before := known(t, u.sw)

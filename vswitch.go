@@ -79,6 +79,8 @@ type Switch struct {
 	prober  *health.Prober // of the holder of turn alone
 
 	running atomic.Bool
+	life    context.Context // ends when the switch begins to halt
+	endLife context.CancelFunc
 	started chan struct{} // closed when the start has succeeded
 	ended   chan struct{} // closed when Run has returned
 	fatal   chan error    // a part gave up for good; capacity 1
@@ -110,6 +112,7 @@ func New(o Options) (*Switch, error) {
 		log: o.Logger, level: o.Level, drivers: o.Drivers, filters: o.Filters, clock: o.Clock, began: o.Clock.Now(),
 		turn: make(chan struct{}, 1), started: make(chan struct{}), ended: make(chan struct{}), fatal: make(chan error, 1),
 	}
+	s.life, s.endLife = context.WithCancel(context.Background())
 	s.cfg.Store(o.Config)
 	s.bridges.Store(&[]namedBridge{})
 	s.core = ndiscore.New(ndiscore.Options{Clock: o.Clock, Decider: policy.ActiveBackup{}})
@@ -242,17 +245,23 @@ func (s *Switch) Run(ctx context.Context, ready func()) error {
 	return errors.Join(err, s.end(why))
 }
 
-// end halts everything, the last started first, once no change is under way.
+// end halts everything, the last started first, once no change is under way: one
+// that is ends with its present step.
 func (s *Switch) end(why string) error {
+	s.endLife()
 	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
 	defer cancel()
+	quiet := true
+	limit := time.NewTimer(drainLimit / 2) // the other half is for the adapters
+	defer limit.Stop()
 	select {
 	case s.turn <- struct{}{}: // and never given back
-	case <-ctx.Done():
+	case <-limit.C:
 		s.log.Warn("a change of configuration does not end; halting beside it")
+		quiet = false
 	}
 	err := errors.Join(s.faults.Close(ctx), s.core.Close(ctx, why))
-	if s.prober != nil {
+	if quiet && s.prober != nil { // else it is not ours, and ends with the core
 		s.prober.Close()
 	}
 	if r := s.router.Load(); r != nil {
@@ -297,6 +306,9 @@ func (s *Switch) edit(ctx context.Context, dryRun bool, f func(c *config.Config,
 		return none, err
 	}
 	defer done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
 	c := s.cfg.Load()
 	gone, err := s.removed(ctx, c)
 	if err != nil {

@@ -632,6 +632,7 @@ func (s *slot) setPower(ctx context.Context, p PowerState) error {
 	err := s.ask(ctx, true, func() *OIDRequest { return &OIDRequest{ID: OIDPnPSetPower, Kind: OIDSet, Data: p} })
 	if p == PowerD0 && err == nil || p == PowerD3 && err != nil {
 		s.update(func() { s.state.asleep = false })
+		s.sendUnsent(ctx)
 	}
 	return err
 }
@@ -648,11 +649,13 @@ func (s *slot) reset(ctx context.Context, why string) error {
 		s.fault("its reset left an OID request that it should have completed") // Z-4
 	}
 	if addressing && (err == nil || errors.Is(err, ErrSoftErrors)) {
+		s.unsent.Store(false)
 		if e := s.restore(ctx); e != nil {
 			err = errors.Join(fmt.Errorf("%w: settings", ErrSoftErrors), e)
 		}
 	}
 	s.update(func() { s.state.resetting = false })
+	s.sendUnsent(ctx)
 	s.indicate(ResetEnd{Err: err})
 	if err != nil {
 		return fmt.Errorf("adapter %s: reset: %w", s.name, err)

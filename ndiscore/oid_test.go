@@ -406,3 +406,30 @@ func TestC20OIDWhileHaltedAndPausing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A packet filter that is set while the device is being reset reaches it when
+// the reset is over, whether or not that lost the addressing.
+func TestFilterSetDuringReset(t *testing.T) {
+	m := nic("M", ndistest.AdapterOptions{Resets: true})
+	b := newBench(t, ndiscore.Options{}, m)
+	p := ndistest.NewProtocol("P1", nil)
+	b.protocol(p, "M")
+	b.add("M")
+	b.start("M")
+	hold := m.Hold("Reset")
+	done := make(chan error, 1)
+	go func() { done <- b.core.Reset(b.ctx(), "M", "test") }() // ended below
+	hold.Await(t)
+	if err := p.Binding("M").SetPacketFilter(b.ctx(), ndiscore.FilterPromiscuous); !errors.Is(err, ndiscore.ErrResetInProgress) {
+		t.Errorf("during a reset: %v", err)
+	}
+	hold.Release()
+	b.must(<-done)
+	ndistest.Await(t, "the filter", func() bool { return m.PacketFilter() == ndiscore.FilterPromiscuous })
+	req := ndiscore.OIDRequest{ID: ndiscore.OIDGenInterruptModeration, Kind: ndiscore.OIDSet, Data: uint32(2)}
+	if err := p.Binding("M").Request(b.ctx(), &req); !errors.Is(err, ndiscore.ErrInvalidData) {
+		t.Errorf("interrupt moderation: %v", err)
+	}
+	req = ndiscore.OIDRequest{ID: ndiscore.OIDGenCurrentLookahead, Kind: ndiscore.OIDSet, Data: uint32(128)}
+	b.must(p.Binding("M").Request(b.ctx(), &req))
+}

@@ -32,6 +32,10 @@ func (s *slot) request(ctx context.Context, req *OIDRequest) error {
 			return nil
 		case req.Kind == OIDQuery && !row.query, req.Kind == OIDSet && !row.set:
 			return s.oidError(req, ErrNotSupported)
+		case req.ID == OIDGenCurrentLookahead: // whole frames are indicated, always
+			return nil
+		case req.ID == OIDGenInterruptModeration: // there is none to set
+			return s.oidError(req, ErrInvalidData)
 		}
 	}
 	return s.ask(ctx, false, func() *OIDRequest { return req })
@@ -161,6 +165,28 @@ func (s *slot) updateMulticast(ctx context.Context, own bool) error {
 	})
 }
 
+// tell gives the device a union that has changed. One that is refused because it
+// is being reset, or sleeps, is given to it afterwards.
+func (s *slot) tell(ctx context.Context, update func(context.Context, bool) error) error {
+	err := update(ctx, false)
+	if errors.Is(err, ErrResetInProgress) || errors.Is(err, ErrLowPower) {
+		s.unsent.Store(true)
+		if s.mayRequest(false) == nil { // it has just ended, and may not have seen the mark
+			s.sendUnsent(ctx)
+		}
+	}
+	return err
+}
+
+// sendUnsent gives the device the unions that it could not be given before.
+func (s *slot) sendUnsent(ctx context.Context) {
+	if s.unsent.Swap(false) {
+		if err := s.restore(ctx); err != nil {
+			s.core.Report(Event{What: "adapter.restore-failed", Adapter: s.name, Why: err.Error()})
+		}
+	}
+}
+
 // restore sets what a device has forgotten.
 func (s *slot) restore(ctx context.Context) error {
 	return errors.Join(s.updateFilter(ctx, true), s.updateMulticast(ctx, true))
@@ -177,7 +203,7 @@ func (b *Binding) SetPacketFilter(ctx context.Context, f PacketFilter) error {
 		return fmt.Errorf("adapter %s: binding of %s: packet filter %#x: %w", b.slot.name, b.protocol.name, uint32(f), ErrInvalidData)
 	}
 	b.filter.Store(uint32(f))
-	return b.slot.updateFilter(ctx, false)
+	return b.slot.tell(ctx, b.slot.updateFilter)
 }
 
 // SetMulticast says which groups this binding wants with FilterMulticast
@@ -203,7 +229,7 @@ func (b *Binding) SetMulticast(ctx context.Context, groups []MAC) error {
 		b.groups.Store(old)
 		return fail("%d groups with those of the others, and the adapter takes %d", n, most)
 	}
-	return b.slot.updateMulticast(ctx, false)
+	return b.slot.tell(ctx, b.slot.updateMulticast)
 }
 
 // maxGroups bounds the multicast lists on an adapter that does not bound them.

@@ -41,6 +41,7 @@ type slot struct {
 	operation   atomic.Pointer[operState] // as the control side last derived it
 	oid         atomic.Pointer[oidCall]   // the request that the adapter is working on
 	oidSeq      atomic.Uint64             // numbers them
+	unsent      atomic.Bool               // a union could not be given to the device when it changed
 
 	publish     sync.Mutex // guards replacing path, and all below
 	state       pathState

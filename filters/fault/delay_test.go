@@ -196,7 +196,10 @@ func TestFlushImpatient(t *testing.T) {
 		}
 		u.f.Pause(ctx)
 		if !u.f.Idle() || u.count(fault.TX) != 320 || u.count(fault.RX) != 320 {
-			t.Fatalf("%d and %d of 320 frames went on", u.count(fault.TX), u.count(fault.RX))
+			t.Errorf("%d and %d of 320 frames went on", u.count(fault.TX), u.count(fault.RX))
+		}
+		if err := u.f.Restart(context.Background()); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -17,7 +17,7 @@ type flow struct {
 	kind    flowKind
 	outside bool  // anyone on the net can make such
 	opener  int   // TCP: the direction of the first SYN
-	spoke  uint8 // tcpReset: the directions in which packets came since
+	spoke   uint8 // tcpReset: the directions in which packets came since
 
 	packets, bytes [2]uint64
 	born, seen     time.Duration // since Table.start
