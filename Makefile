@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help build check test race root fuzz bench golden demo
+.PHONY: help build check test race root fuzz bench bench-compare golden demo
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
 build: ## build bin/vswitch
 	go build -o bin/vswitch ./cmd/vswitch
@@ -24,6 +24,11 @@ fuzz: ## every fuzz target for FUZZTIME (30s) each
 
 bench: ## side by side with the kernel, interleaved, as ratios
 	go run ./bench
+
+bench-compare: ## the same, beside the build of another commit: REF=...
+	@test -n "$(REF)" || { echo "which commit? make bench-compare REF=..."; exit 1; }
+	@d=$$(mktemp -d) && trap 'rm -rf "$$d"' EXIT && mkdir "$$d/tree" && git archive "$(REF)" | tar -x -C "$$d/tree" && \
+	  (cd "$$d/tree" && go build -o "$$d/vswitch" ./cmd/vswitch) && go run ./bench -against "$$d/vswitch" $(BENCH)
 
 golden: ## renew the golden traces; read the diff before you commit it
 	go test ./ndiscore -run TestGolden -update

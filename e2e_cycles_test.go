@@ -2,13 +2,16 @@ package vswitch_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/seed-b14e907b/vswitch/lab"
+	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
 const (
@@ -17,12 +20,14 @@ const (
 	rssRoom  = 48 << 20 // what the runtime may keep of freed memory, with the race detector's share
 )
 
-// cycles is how often things are taken away and brought back.
+// cyclesFlag is how often things are taken away and brought back.
+var cyclesFlag = flag.Int("cycles", 100, "cycles of TestCycles…; 10000 for a long run")
+
 func cycles() int {
 	if testing.Short() {
 		return 2 * warmUp
 	}
-	return 200
+	return max(*cyclesFlag, 2*warmUp)
 }
 
 // usage is what the process holds.
@@ -175,4 +180,44 @@ func TestCyclesAdapters(t *testing.T) {
 	}
 	settle()
 	flat(t, before)
+}
+
+// TestCyclesHot adds and removes adapters, a port, an interface with a route and
+// a filter while a stream of datagrams crosses the bridge and the router beside
+// them: it loses nothing, and the switch does not grow.
+func TestCyclesHot(t *testing.T) {
+	lab.CheckLeaks(t)
+	w := newTown(t, 5*time.Second)
+	less, more := []byte(base.text(w.a.Path())), []byte(all.text(w.a.Path()))
+	apply := func(text []byte) {
+		t.Helper()
+		_, err := w.sw.Apply(within(t, 60*time.Second), text, false)
+		must(t, err)
+	}
+	var before usage
+	first, mark := counters(t, w.sw.Switch), newest(w.sw.Switch)
+	lost := map[string]uint64{}
+	for i := range cycles() {
+		apply(more)
+		apply(less)
+		if i < warmUp {
+			before = before.join(measure(t))
+		}
+		if i%20 == 19 {
+			for flow, n := range w.cost(t, fmt.Sprintf("up to cycle %d", i)) {
+				lost[flow] += n
+			}
+		}
+	}
+	for flow, n := range lost {
+		if n > 0 {
+			t.Errorf("%s lost %d in %d cycles; dropped %v", flow, n, cycles(), dropped(first, counters(t, w.sw.Switch)))
+		}
+	}
+	if events, _, _ := w.sw.Events(mark); slices.ContainsFunc(events, func(e ndiscore.Event) bool { return e.What == "bundle.active" }) {
+		t.Error("the bundle moved")
+	}
+	w.through(t, 256<<10)
+	flat(t, before)
+	w.end(t)
 }

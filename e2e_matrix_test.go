@@ -1,14 +1,20 @@
 package vswitch_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-b14e907b/vswitch"
 	"github.com/seed-b14e907b/vswitch/lab"
@@ -23,12 +29,15 @@ type pair struct {
 	l    *lab.Lab
 	a, b *lab.Host
 	mtu  [2]int
+	nat  bool
 	dst  map[string]netip.Addr // of b as a sees it, by family
 }
 
 type pairOptions struct {
 	kinds  [2]string // "tap" or "veth"
 	router bool
+	nat    bool   // a router under whose own address a goes out, and b comes in
+	more   string // what the bridge has of keys
 	mtu    [2]int
 	driver string // instead of the usual ones; "" for those
 }
@@ -37,7 +46,7 @@ type pairOptions struct {
 func newPair(t *testing.T, o pairOptions) (*pair, string) {
 	t.Helper()
 	l := lab.NewTest(t)
-	p := &pair{l: l, a: l.Host("a"), b: l.Host("b"), mtu: o.mtu}
+	p := &pair{l: l, a: l.Host("a"), b: l.Host("b"), mtu: o.mtu, nat: o.nat}
 	text := ""
 	for i, h := range []*lab.Host{p.a, p.b} {
 		port := fmt.Sprintf("p%d", i)
@@ -50,9 +59,9 @@ func newPair(t *testing.T, o pairOptions) (*pair, string) {
 			text += fmt.Sprintf("[adapter.%s]\ndriver = \"%safpacket\"\n", port, o.driver)
 		}
 	}
-	if o.router {
+	if o.router || o.nat {
 		p.dst = map[string]netip.Addr{"v4": addr("10.2.0.2"), "v6": addr("fd00:2::2")}
-		return p, text + `
+		text += `
 [interface.left]
 on = "p0"
 addresses = ["10.1.0.1/24", "fd00:1::1/64"]
@@ -60,9 +69,25 @@ addresses = ["10.1.0.1/24", "fd00:1::1/64"]
 on = "p1"
 addresses = ["10.2.0.1/24", "fd00:2::1/64"]
 `
+		if o.nat {
+			text += `masquerade = true
+masquerade6 = true
+[[forward]]
+interface = "right"
+protocol = "tcp"
+port = "7000"
+to = "10.1.0.2:80"
+[[forward]]
+interface = "right"
+protocol = "tcp"
+port = "7000"
+to = "[fd00:1::2]:80"
+`
+		}
+		return p, text
 	}
 	p.dst = map[string]netip.Addr{"v4": addr("10.1.0.3"), "v6": addr("fd00:1::3")}
-	return p, text + "[bridge.lan]\nports = [\"p0\", \"p1\"]\n"
+	return p, text + "[bridge.lan]\nports = [\"p0\", \"p1\"]\n" + o.more
 }
 
 // address gives the hosts their addresses, once the switch has made the TAP
@@ -75,27 +100,47 @@ func (p *pair) address(t *testing.T) {
 	} else {
 		must(t,
 			p.b.AddAddr("if0", "10.2.0.2/24", "fd00:2::2/64"),
-			p.a.Route("default", "10.1.0.1"), p.a.Route("::/0", "fd00:1::1"),
-			p.b.Route("default", "10.2.0.1"), p.b.Route("::/0", "fd00:2::1"))
+			p.a.Route("default", "10.1.0.1"), p.a.Route("::/0", "fd00:1::1"))
+		if !p.nat {
+			must(t, p.b.Route("default", "10.2.0.1"), p.b.Route("::/0", "fd00:2::1"))
+		}
 	}
 	for _, dst := range p.dst {
 		must(t, p.a.WaitReachable(within(t, 20*time.Second), dst))
 	}
 }
 
-// TestMatrix sends everything over every pair of ports, bridged and routed, in
-// both families, with offloads on and off at either end, and with both MTUs.
+// fullEnv, set to 1, has the matrix tests try every combination of offloads and
+// families in every cell; without it they try two of the eight, others in each
+// cell.
+const fullEnv = "VSWITCH_TEST_FULL"
+
+// TestMatrix sends everything over every pair of ports, bridged, between ports of
+// one VLAN, routed and translated, in both families, with offloads on and off at
+// either end, and with each MTU.
 func TestMatrix(t *testing.T) {
-	for _, kinds := range [][2]string{{"tap", "tap"}, {"veth", "veth"}, {"tap", "veth"}} {
-		for _, router := range []bool{false, true} {
-			for _, mtu := range []int{1500, 9000} {
-				way := map[bool]string{false: "bridge", true: "router"}[router]
-				t.Run(fmt.Sprintf("%s-%s/%s/%d", kinds[0], kinds[1], way, mtu), func(t *testing.T) {
+	n := 0
+	for _, kinds := range [][2]string{{"tap", "tap"}, {"veth", "veth"}, {"tap", "veth"}, {"veth", "tap"}} {
+		for _, way := range []string{"bridge", "vlan", "router", "nat"} {
+			for _, mtu := range [][2]int{{1500, 1500}, {9000, 9000}, {9000, 1500}, {1500, 9000}} {
+				if mtu[0] != mtu[1] && (way == "bridge" || way == "vlan") {
+					continue // TestMixedMTU: a bridge cannot tell the sender
+				}
+				n++
+				o := pairOptions{kinds: kinds, router: way == "router", nat: way == "nat", mtu: mtu}
+				if way == "vlan" {
+					o.more = "vlan = 1\n[bridge.lan.port.p0]\naccess = 10\n[bridge.lan.port.p1]\ntrunk = [\"20\"]\nnative = 10\n"
+				}
+				t.Run(fmt.Sprintf("%s-%s/%s/%d-%d", kinds[0], kinds[1], way, mtu[0], mtu[1]), func(t *testing.T) {
 					lab.CheckLeaks(t)
-					p, text := newPair(t, pairOptions{kinds: kinds, router: router, mtu: [2]int{mtu, mtu}})
+					p, text := newPair(t, o)
 					start(t, p.l, text)
 					p.address(t)
-					p.allOffloads(t)
+					if mtu[0] > mtu[1] { // a learns what passes
+						_, err := p.a.Ping(t.Context(), p.dst["v6"], lab.PingOptions{Size: mtu[1], DontFragment: true, Timeout: 100 * time.Millisecond})
+						must(t, err)
+					}
+					p.offloads(t, n)
 					noChecksumErrors(t, p.a, p.b)
 				})
 			}
@@ -103,13 +148,22 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-func (p *pair) allOffloads(t *testing.T) {
+func full() bool { return os.Getenv(fullEnv) == "1" }
+
+// offloads sends everything with each combination of offloads and in each family,
+// or with the nth of four only.
+func (p *pair) offloads(t *testing.T, nth int) {
 	word := map[bool]string{true: "on", false: "off"}
+	cell := 0
 	for _, atA := range []bool{true, false} {
 		for _, atB := range []bool{true, false} {
-			setOffloads(t, p.a, atA)
-			setOffloads(t, p.b, atB)
-			for _, family := range []string{"v4", "v6"} {
+			for i, family := range []string{"v4", "v6"} {
+				cell++
+				if !full() && (cell+i+nth/2)%4 != 0 {
+					continue
+				}
+				setOffloads(t, p.a, atA)
+				setOffloads(t, p.b, atB)
 				t.Run(fmt.Sprintf("%s/a-%s/b-%s", family, word[atA], word[atB]), func(t *testing.T) {
 					p.everything(t, family)
 				})
@@ -165,8 +219,8 @@ func (p *pair) everything(t *testing.T, family string) {
 	}
 
 	// TCP as fast as it goes, one way and then the other.
-	bulk := func(from, to *lab.Host, dst netip.Addr) {
-		tcp, err := from.StartTCPBulk(ctx, to, dst, lab.TCPBulkOptions{})
+	bulk := func(from, to *lab.Host, dst netip.Addr, o lab.TCPBulkOptions) {
+		tcp, err := from.StartTCPBulk(ctx, to, dst, o)
 		must(t, err)
 		received := uint64(0)
 		err = lab.Eventually(ctx, "the bytes to arrive", func() error {
@@ -181,15 +235,20 @@ func (p *pair) everything(t *testing.T, family string) {
 			t.Errorf("TCP from %s: %v (%+v)", from.Name(), err, s)
 		}
 	}
-	bulk(p.a, p.b, dst)
+	bulk(p.a, p.b, dst, lab.TCPBulkOptions{})
 	back := map[string]netip.Addr{"v4": addr("10.1.0.2"), "v6": addr("fd00:1::2")}[family]
-	bulk(p.b, p.a, back)
+	if !p.nat {
+		bulk(p.b, p.a, back, lab.TCPBulkOptions{})
+		return
+	}
+	ours := map[string]netip.Addr{"v4": addr("10.2.0.1"), "v6": addr("fd00:2::1")}[family]
+	bulk(p.b, p.a, ours, lab.TCPBulkOptions{Port: 7000, Listen: netip.AddrPortFrom(back, 80)})
 }
 
 // TestMixedMTU has 9000 bytes on the left and 1500 on the right: the router
 // tells the sender, a bridge cannot.
 func TestMixedMTU(t *testing.T) {
-	for _, kinds := range [][2]string{{"tap", "tap"}, {"veth", "veth"}, {"tap", "veth"}, {"veth", "tap"}} {
+	for i, kinds := range [][2]string{{"tap", "tap"}, {"veth", "veth"}, {"tap", "veth"}, {"veth", "tap"}} {
 		t.Run(kinds[0]+"-"+kinds[1], func(t *testing.T) {
 			t.Run("router", func(t *testing.T) {
 				lab.CheckLeaks(t)
@@ -203,7 +262,7 @@ func TestMixedMTU(t *testing.T) {
 						t.Errorf("%s: ping with 4000 bytes: %v, want one answer that says too big and 1500", family, r.Errors)
 					}
 				}
-				p.allOffloads(t)
+				p.offloads(t, i)
 				noChecksumErrors(t, p.a, p.b)
 			})
 			t.Run("bridge", func(t *testing.T) {
@@ -231,6 +290,148 @@ func TestMixedMTU(t *testing.T) {
 			})
 		})
 	}
+}
+
+// tagged is an Ethernet frame of VLAN vlan with a UDP packet, all sums in place.
+func tagged(dst, src net.HardwareAddr, vlan uint16, from, to netip.AddrPort, payload []byte) []byte {
+	udp := binary.BigEndian.AppendUint16(nil, from.Port())
+	udp = binary.BigEndian.AppendUint16(udp, to.Port())
+	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(payload)))
+	udp = append(append(udp, 0, 0), payload...)
+	a, b := from.Addr().AsSlice(), to.Addr().AsSlice()
+	pseudo := binary.BigEndian.AppendUint16(slices.Concat(a, b, []byte{0, 17}), uint16(len(udp)))
+	binary.BigEndian.PutUint16(udp[6:], ^ndiscore.Checksum(udp, ndiscore.Checksum(pseudo, 0)))
+	kind, ip := uint16(0x86dd), slices.Concat([]byte{0x60, 0, 0, 0}, binary.BigEndian.AppendUint16(nil, uint16(len(udp))), []byte{17, 64}, a, b)
+	if from.Addr().Is4() {
+		kind, ip = 0x0800, slices.Concat([]byte{0x45, 0}, binary.BigEndian.AppendUint16(nil, uint16(20+len(udp))), []byte{0, 1, 0, 0, 64, 17, 0, 0}, a, b)
+		binary.BigEndian.PutUint16(ip[10:], ^ndiscore.Checksum(ip, 0))
+	}
+	f := slices.Concat(dst, src)
+	for _, w := range []uint16{0x8100, vlan, kind} {
+		f = binary.BigEndian.AppendUint16(f, w)
+	}
+	return slices.Concat(f, ip, udp)
+}
+
+// TestMatrixVLAN has the kernel of one host, on an access port, talk with the
+// tagged frames of a trunk, with datagrams of all sizes and with super-frames.
+func TestMatrixVLAN(t *testing.T) {
+	for _, kinds := range [][2]string{{"tap", "tap"}, {"veth", "veth"}, {"tap", "veth"}, {"veth", "tap"}} {
+		for _, mtu := range []int{1500, 9000} {
+			t.Run(fmt.Sprintf("%s-%s/%d", kinds[0], kinds[1], mtu), func(t *testing.T) {
+				lab.CheckLeaks(t)
+				p, text := newPair(t, pairOptions{kinds: kinds, mtu: [2]int{mtu, mtu},
+					more: "vlan = 1\n[bridge.lan.port.p0]\naccess = 10\n[bridge.lan.port.p1]\ntrunk = [\"10-19\", \"30\"]\n"})
+				sw := start(t, p.l, text)
+				must(t, p.a.AddAddr("if0", "10.1.0.2/24", "fd00:1::2/64"))
+				p.trunk(t, sw, mtu)
+			})
+		}
+	}
+}
+
+func (p *pair) trunk(t *testing.T, sw *lab.Switch, mtu int) {
+	t.Helper()
+	ctx := within(t, 60*time.Second)
+	mac, err := p.a.MAC("if0")
+	must(t, err)
+	raw, err := p.b.OpenRaw("if0", lab.RawOptions{})
+	must(t, err)
+	sent := uint64(0)
+	for family, x := range map[string]struct{ us, them netip.AddrPort }{
+		"v4": {netip.MustParseAddrPort("10.1.0.2:4000"), netip.MustParseAddrPort("10.1.0.3:4001")},
+		"v6": {netip.MustParseAddrPort("[fd00:1::2]:4000"), netip.MustParseAddrPort("[fd00:1::3]:4001")},
+	} {
+		must(t, p.a.AddNeighbour("if0", x.them.Addr(), stranger))
+		var conn *net.UDPConn
+		must(t, p.a.Do(func() (err error) {
+			conn, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(x.us), net.UDPAddrFromAddrPort(x.them))
+			return err
+		}))
+		defer conn.Close()
+		header := map[string]int{"v4": 28, "v6": 48}[family]
+		for _, on := range []bool{true, false} {
+			setOffloads(t, p.a, on)
+			for _, size := range []int{1, 18, 600, mtu - header, 6 * 1000} {
+				payload := make([]byte, size)
+				for i := range payload {
+					payload[i] = byte(i*7 + size)
+				}
+				if size > mtu-header { // one super-frame of six
+					must(t, segment(conn, 1000))
+				} else {
+					must(t, segment(conn, 0))
+				}
+				_, err := conn.Write(payload)
+				must(t, err)
+				var got []byte
+				for len(got) < size {
+					f, err := raw.Recv(ctx, func(f lab.RawFrame) bool {
+						return len(f.Data) > 18+header && bytes.Equal(f.Data[:12], slices.Concat(stranger, mac))
+					})
+					if err != nil {
+						t.Fatalf("%s, offloads %v: %d of %d bytes came to the trunk: %v", family, on, len(got), size, err)
+					}
+					if tag := f.Data[12:16]; !bytes.Equal(tag, []byte{0x81, 0, 0, 10}) {
+						t.Fatalf("the tag is % x", tag)
+					}
+					if f.Data[16]&0x80 != 0 && f.Data[24] != 17 || f.Data[16] == 8 && f.Data[27] != 17 {
+						continue // the kernel's own
+					}
+					n := int(binary.BigEndian.Uint16(f.Data[18+header-4:])) - 8
+					if !f.ChecksumPending && n+header+18 <= len(f.Data) {
+						udp := f.Data[18+header-8 : 18+header+n]
+						pseudo := binary.BigEndian.AppendUint16(slices.Concat(x.us.Addr().AsSlice(), x.them.Addr().AsSlice(), []byte{0, 17}), uint16(len(udp)))
+						if sum := ndiscore.Checksum(udp, ndiscore.Checksum(pseudo, 0)); sum != 0xffff {
+							t.Errorf("%s, %d bytes, offloads %v: wrong checksum (%04x)", family, size, on, sum)
+						}
+					}
+					if f.ChecksumPending || n+header+18 > len(f.Data) {
+						n = len(f.Data) - 18 - header // a super-frame, or padding that a small one may have
+						n = min(n, size-len(got))
+					}
+					got = append(got, f.Data[18+header:18+header+n]...)
+				}
+				if !bytes.Equal(got, payload) {
+					t.Errorf("%s, %d bytes, offloads %v: other contents came to the trunk", family, size, on)
+				}
+			}
+		}
+		for _, size := range []int{1, 18, 600, mtu - header} {
+			payload := bytes.Repeat([]byte{byte(size), 0x5a}, size)[:size]
+			must(t,
+				raw.Send(tagged(mac, stranger, 20, x.them, x.us, []byte("of another VLAN"))),
+				raw.Send(tagged(mac, stranger, 30, x.them, x.us, []byte("of another VLAN of the trunk"))),
+				raw.Send(tagged(mac, stranger, 10, x.them, x.us, payload)),
+				conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+			got := make([]byte, 1<<16)
+			n, err := conn.Read(got)
+			if err != nil || !bytes.Equal(got[:n], payload) {
+				t.Errorf("%s: %d bytes from the trunk arrived as %d: %v", family, size, n, err)
+			}
+			sent++
+		}
+	}
+	// What b's own kernel says has no tag, and is dropped as well.
+	must(t, lab.Eventually(ctx, "the VLAN that the trunk does not have to be counted", func() error {
+		if n := counters(t, sw.Switch)["p1"].RxDropped["vlan"]; n < sent {
+			return fmt.Errorf("%d frames of %d", n, sent)
+		}
+		return nil
+	}))
+	noChecksumErrors(t, p.a)
+}
+
+// segment has the kernel cut what is written into datagrams of so many bytes, as
+// late as it can (udp(7)); 0 ends that.
+func segment(c *net.UDPConn, size int) error {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = rc.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, size) })
+	return errors.Join(err, set)
 }
 
 // plain is a driver whose adapters say that they can finish nothing, around one

@@ -29,6 +29,8 @@ var roundsFlag = flag.Int("rounds", 4, "rounds of TestRounds, for each kind of f
 // 1000 a second, one way, and the time within the switch.
 const (
 	judgedRounds   = 100
+	judgedCalm     = 50                   // of them with senders that kept to their schedule: late is many packets at once
+	calmLate       = 3 * time.Millisecond // by how much at most
 	promisedLoss   = 2
 	promisedWithin = 1000 // microseconds
 )
@@ -40,7 +42,10 @@ type failure struct {
 	mayLose     uint64 // in any round, on a busy machine
 	fail, again func(ctx context.Context) error
 
-	lost, back []float64 // packets that a round lost, of both ways the worse: by the failure, by the fail-back
+	// Packets that a round lost, of both ways the worse: by the failure, by the
+	// failure when the senders kept to their schedule, by the fail-back.
+	lost, calm, back []float64
+
 	// Microseconds until the switch is announced, as somebody who waits for it sees
 	// that: from its first event, from the kernel's message as somebody who waits
 	// for that one reads it.
@@ -154,17 +159,25 @@ func TestRounds(t *testing.T) {
 			}
 		}
 		row("lost", k.lost)
+		row("lost, calm", k.calm)
 		row("lost by fail-back", k.back)
 		row("us, event to switch", k.within)
 		row("us, kernel to switch", k.kernel)
 		if *roundsFlag < judgedRounds || k.name == "carrier" {
 			continue
 		}
-		if quantile(k.lost, .99) > promisedLoss || k.planned && quantile(k.lost, 1) > 0 || quantile(k.back, .99) > 0 {
+		if k.planned && quantile(k.lost, 1) > 0 || quantile(k.back, .99) > 0 {
 			t.Errorf("%s: lost %v, by fail-back %v", k.name, k.lost, k.back)
 		}
-		if len(k.within) > 0 && quantile(k.within, .99) > promisedWithin {
-			t.Errorf("%s: the switch took %.0f us at p99, more than %d", k.name, quantile(k.within, .99), promisedWithin)
+		if len(k.calm) < judgedCalm {
+			t.Logf("%s: not judged: the machine was calm in %d rounds only", k.name, len(k.calm))
+			continue
+		}
+		if quantile(k.calm, .99) > promisedLoss {
+			t.Errorf("%s: lost %v", k.name, k.calm)
+		}
+		if len(k.kernel) > 0 && quantile(k.kernel, .99) > promisedWithin {
+			t.Errorf("%s: the switch took %.0f us at p99, more than %d", k.name, quantile(k.kernel, .99), promisedWithin)
 		}
 	}
 	u.end(t)
@@ -189,7 +202,7 @@ func (u *uplinks) round(t *testing.T, k *failure, watch *linkWatch) {
 		return err
 	}))
 	watch.forget()
-	move := func(do func(context.Context) error, to string, mayLose uint64) (active time.Time, seen []ndiscore.Event, lost float64) {
+	move := func(do func(context.Context) error, to string, mayLose uint64) (active time.Time, seen []ndiscore.Event, lost float64, late time.Duration) {
 		t.Helper()
 		mark, full := newest(u.sw.Switch), backlogFull(t)
 		rings := counters(t, u.sw.Switch)
@@ -212,17 +225,19 @@ func (u *uplinks) round(t *testing.T, k *failure, watch *linkWatch) {
 		var worst uint64
 		for _, d := range []lab.DirectionStats{s.AtoB, s.BtoA} {
 			n := d.Lost - min(d.Lost, d.Overrun+full)
-			worst = max(worst, n)
-			if n > mayLose || d.Duplicated > 0 || d.Corrupted > 0 {
+			worst, late = max(worst, n), max(late, d.SenderLate)
+			if n > mayLose+starved(d) || d.Duplicated > 0 || d.Corrupted > 0 {
 				t.Errorf("%s, to %s: %+v", k.name, to, d)
 			}
 		}
 		seen, _, _ = u.sw.Events(mark)
-		return active, seen, float64(worst)
+		return active, seen, float64(worst), late
 	}
 
-	active, seen, lost := move(k.fail, "up1", k.mayLose)
-	k.lost = append(k.lost, lost)
+	active, seen, lost, late := move(k.fail, "up1", k.mayLose)
+	if k.lost = append(k.lost, lost); late <= calmLate {
+		k.calm = append(k.calm, lost)
+	}
 	if !k.planned {
 		for _, e := range seen {
 			if e.Adapter == "up0" && (e.What == "link" && e.To != "connected" || e.What == "adapter.surprise-removed") {
@@ -239,7 +254,7 @@ func (u *uplinks) round(t *testing.T, k *failure, watch *linkWatch) {
 			return nil
 		}))
 	}
-	_, _, lost = move(k.again, "up0", lossPlanned)
+	_, _, lost, _ = move(k.again, "up0", lossPlanned)
 	k.back = append(k.back, lost)
 	must(t, u.waitStandby(ctx))
 	if s := u.tcp.Snapshot(); s.Err != nil {

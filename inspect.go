@@ -124,10 +124,10 @@ func wirePlan(c config.Changes, applied bool) control.Plan {
 
 // edited changes the configuration in force by f, which works on a copy, and has
 // the result checked like a file.
-func (s *Switch) edited(ctx context.Context, f func(c *config.Config) error) error {
-	_, err := s.edit(ctx, false, func(now *config.Config, _ map[string]bool) (*config.Config, error) {
+func (s *Switch) edited(ctx context.Context, f func(c *config.Config, gone map[string]bool) error) error {
+	_, err := s.edit(ctx, false, func(now *config.Config, gone map[string]bool) (*config.Config, error) {
 		c := *now
-		if err := f(&c); err != nil {
+		if err := f(&c, gone); err != nil {
 			return nil, err
 		}
 		return s.checked(c.TOML())
@@ -183,10 +183,10 @@ func (s *Switch) AddAdapter(ctx context.Context, a control.AdapterSettings) erro
 
 // InsertFilter puts a configured filter into the chain of an adapter.
 func (s *Switch) InsertFilter(ctx context.Context, adapter, filter string, at int) error {
-	return s.edited(ctx, func(c *config.Config) error {
+	return s.edited(ctx, func(c *config.Config, gone map[string]bool) error {
 		a, ok := named(c.Adapters, adapter, adapterName)
 		switch {
-		case !ok:
+		case !ok, gone[adapter]:
 			return fmt.Errorf("adapter %s: %w", adapter, ndiscore.ErrAdapterNotFound)
 		case slices.Contains(a.Filters, filter):
 			return fmt.Errorf("adapter %s: filter %s: %w", adapter, filter, ndiscore.ErrExists)
@@ -205,9 +205,9 @@ func (s *Switch) InsertFilter(ctx context.Context, adapter, filter string, at in
 
 // RemoveFilter takes a filter out of the chain of an adapter.
 func (s *Switch) RemoveFilter(ctx context.Context, adapter, filter string) error {
-	return s.edited(ctx, func(c *config.Config) error {
+	return s.edited(ctx, func(c *config.Config, gone map[string]bool) error {
 		a, ok := named(c.Adapters, adapter, adapterName)
-		if !ok {
+		if !ok || gone[adapter] {
 			return fmt.Errorf("adapter %s: %w", adapter, ndiscore.ErrAdapterNotFound)
 		}
 		at := slices.Index(a.Filters, filter)
@@ -260,7 +260,7 @@ func leadsTo(x config.Route, to, via string) bool {
 // DeleteRoute takes a [[route]] out of the configuration in force: the one to
 // r.To that has what else r says.
 func (s *Switch) DeleteRoute(ctx context.Context, r control.RouteSettings) error {
-	return s.edited(ctx, func(c *config.Config) error {
+	return s.edited(ctx, func(c *config.Config, _ map[string]bool) error {
 		var found []config.Route
 		for _, x := range c.Routes {
 			if leadsTo(x, r.To, r.Via) && (r.Via == "" || r.Via == x.Via.String()) &&

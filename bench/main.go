@@ -4,12 +4,16 @@
 //	          +-- kernel bridge ----------------+
 //	          +-- vswitch bridge on AF_PACKET --+
 //	a  -------+-- vswitch bridge on TAP --------+-------  b
+//	          +-- … with VLANs, two queues -----+
 //	          +-- kernel router ----------------+
 //	          +-- vswitch router on AF_PACKET --+
+//	          +-- … that masquerades -----------+
 //
 // The switch runs as the program that users run, in a process of its own. It
 // needs no root and no tool: `make bench`. Absolute figures of a shared machine
-// mean little; the ratios of one run mean something.
+// mean little; the ratios of one run mean something. With -against another build
+// of the switch runs beside it and is measured in the same rounds:
+// `make bench-compare REF=v0.1.0`.
 package main
 
 import (
@@ -37,6 +41,7 @@ func main() {
 	duration := flag.Duration("time", 2*time.Second, "of each TCP measurement")
 	pings := flag.Int("pings", 4000, "round trips of each latency measurement")
 	only := flag.String("only", "", "measure only the rows whose name contains this, and the kernel's")
+	against := flag.String("against", "", "path of another build of vswitch, to measure in the same rounds")
 	flag.Parse()
 	runtime.LockOSThread() // the switch is to die with this process, not with one of its threads
 	inside, code, err := lab.Enter(lab.SandboxOptions{})
@@ -44,7 +49,7 @@ func main() {
 		os.Exit(code)
 	}
 	if err == nil {
-		err = run(*rounds, *duration, *pings, *only)
+		err = run(*rounds, *duration, *pings, *only, *against)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -56,6 +61,7 @@ func main() {
 type path struct {
 	name     string
 	baseline string // the row that it is compared with; "" for the kernel's own
+	before   *path  // the same row of the other build, nil without one
 	dst      netip.Addr
 	floor    float64 // least ratio of TCP throughput that the project promises, 0 for none
 	ceiling  float64 // greatest ratio of the median round trip, 0 for none
@@ -63,36 +69,121 @@ type path struct {
 	gbit, p50 []float64 // one per round
 }
 
+// config is what each build of the switch is measured with; {s} tells apart what
+// belongs to which.
 const config = `
 [control]
-socket = "%[1]s/control.sock"
-[adapter.af0]
+socket = "{dir}/control{s}.sock"
+[adapter.af0{s}]
 driver = "afpacket"
-[adapter.af1]
+[adapter.af1{s}]
 driver = "afpacket"
-[adapter.tap0]
+[adapter.tap0{s}]
 driver = "tap"
-netns = "%[2]s"
-[adapter.tap1]
+netns = "{a}"
+[adapter.tap1{s}]
 driver = "tap"
-netns = "%[3]s"
-[adapter.r0]
+netns = "{b}"
+[adapter.r0{s}]
 driver = "afpacket"
-[adapter.r1]
+[adapter.r1{s}]
 driver = "afpacket"
 [bridge.af]
-ports = ["af0", "af1"]
+ports = ["af0{s}", "af1{s}"]
 [bridge.tap]
-ports = ["tap0", "tap1"]
+ports = ["tap0{s}", "tap1{s}"]
 [interface.left]
-on = "r0"
-addresses = ["10.5.1.1/24"]
+on = "r0{s}"
+addresses = ["10.5.1{n}.1/24"]
 [interface.right]
-on = "r1"
-addresses = ["10.5.2.1/24"]
+on = "r1{s}"
+addresses = ["10.5.2{n}.1/24"]
 `
 
-func run(rounds int, duration time.Duration, pings int, only string) (err error) {
+// newer is what only this build is measured with: another one may not know it.
+const newer = `
+[adapter.v0]
+driver = "afpacket"
+[adapter.v1]
+driver = "afpacket"
+[bridge.vlan]
+ports = ["v0", "v1"]
+vlan = 1
+[bridge.vlan.port.v0]
+access = 10
+[bridge.vlan.port.v1]
+access = 10
+[adapter.q0]
+driver = "afpacket"
+queues = 2
+[adapter.q1]
+driver = "afpacket"
+queues = 2
+[bridge.queues]
+ports = ["q0", "q1"]
+[adapter.n0]
+driver = "afpacket"
+[adapter.n1]
+driver = "afpacket"
+[interface.inside]
+on = "n0"
+addresses = ["10.6.1.1/24"]
+[interface.outside]
+on = "n1"
+addresses = ["10.6.2.1/24"]
+masquerade = true
+`
+
+// hosts are where the traffic begins and ends, and the program's own namespace.
+type hosts struct {
+	l          *lab.Lab
+	here, a, b *lab.Host
+}
+
+// link joins a and b to the switch, by names that begin with name.
+func (h *hosts) link(name, s string) error {
+	return errors.Join(
+		h.l.Veth(h.a, name+s, h.here, name+"0"+s, lab.VethOptions{}),
+		h.l.Veth(h.b, name+s, h.here, name+"1"+s, lab.VethOptions{}))
+}
+
+// number gives a and b addresses in one network.
+func (h *hosts) number(aName, bName, prefix string) error {
+	return errors.Join(h.a.AddAddr(aName, prefix+".1/24"), h.b.AddAddr(bName, prefix+".2/24"))
+}
+
+// route gives a and b addresses in two networks with a router between them, whom
+// b knows only if it is to.
+func (h *hosts) route(aName, bName, left, right string, back bool) error {
+	err := errors.Join(h.a.AddAddr(aName, left+".2/24"), h.b.AddAddr(bName, right+".2/24"), h.a.Route(right+".0/24", left+".1"))
+	if back {
+		err = errors.Join(err, h.b.Route(left+".0/24", right+".1"))
+	}
+	return err
+}
+
+// build makes the links of one build of the switch, starts it and returns its
+// rows.
+func (h *hosts) build(ctx context.Context, dir, binary, s, n, more string) (rows []*path, stop func() error, err error) {
+	left, right := "10.5.1"+n, "10.5.2"+n
+	err = errors.Join(h.link("af", s), h.link("r", s), h.number("af"+s, "af"+s, "10.2."+n), h.route("r"+s, "r"+s, left, right, true))
+	if err != nil {
+		return nil, nil, err
+	}
+	text := strings.NewReplacer("{dir}", dir, "{s}", s, "{n}", n, "{a}", procPath(h.a), "{b}", procPath(h.b)).Replace(config + more)
+	if stop, err = startSwitch(ctx, dir, binary, s, text); err != nil {
+		return nil, nil, err
+	}
+	ip := netip.MustParseAddr
+	rows = []*path{
+		{name: "vswitch bridge, AF_PACKET", baseline: "kernel bridge", dst: ip("10.2." + n + ".2"), floor: 0.5, ceiling: 1.5},
+		{name: "vswitch bridge, TAP", baseline: "kernel bridge", dst: ip("10.3." + n + ".2"), floor: 0.5, ceiling: 1.5},
+		{name: "vswitch router, AF_PACKET", baseline: "kernel router", dst: ip(right + ".2"), floor: 0.3},
+	}
+	return rows, stop, h.number("tap0"+s, "tap1"+s, "10.3."+n)
+}
+
+func run(rounds int, duration time.Duration, pings int, only, against string) (err error) {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "vswitch-bench")
 	if err != nil {
@@ -104,40 +195,61 @@ func run(rounds int, duration time.Duration, pings int, only string) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	here, a, b := l.Here(), l.Host("a"), l.Host("b")
+	h := &hosts{l, l.Here(), l.Host("a"), l.Host("b")}
+	a, b := h.a, h.b
 	kb, kr := l.Host("kernel-bridge"), l.Host("kernel-router")
 	none := lab.VethOptions{}
-	for _, e := range []error{
-		l.Veth(a, "kb", kb, "p0", none), l.Veth(b, "kb", kb, "p1", none), l.Bridge(kb, "br", "p0", "p1"),
+	err = errors.Join(
+		l.Veth(a, "kb", kb, "p0", none), l.Veth(b, "kb", kb, "p1", none), l.Bridge(kb, "br", "p0", "p1"), h.number("kb", "kb", "10.1.0"),
 		l.Veth(a, "kr", kr, "p0", none), l.Veth(b, "kr", kr, "p1", none), kr.Forwarding(true),
-		kr.AddAddr("p0", "10.4.1.1/24"), kr.AddAddr("p1", "10.4.2.1/24"),
-		l.Veth(a, "af", here, "af0", none), l.Veth(b, "af", here, "af1", none),
-		l.Veth(a, "r", here, "r0", none), l.Veth(b, "r", here, "r1", none),
-		a.AddAddr("kb", "10.1.0.1/24"), b.AddAddr("kb", "10.1.0.2/24"),
-		a.AddAddr("af", "10.2.0.1/24"), b.AddAddr("af", "10.2.0.2/24"),
-		a.AddAddr("kr", "10.4.1.2/24"), b.AddAddr("kr", "10.4.2.2/24"), a.Route("10.4.2.0/24", "10.4.1.1"), b.Route("10.4.1.0/24", "10.4.2.1"),
-		a.AddAddr("r", "10.5.1.2/24"), b.AddAddr("r", "10.5.2.2/24"), a.Route("10.5.2.0/24", "10.5.1.1"), b.Route("10.5.1.0/24", "10.5.2.1"),
-	} {
-		if e != nil {
-			return e
-		}
-	}
-	stop, err := startSwitch(ctx, dir, fmt.Sprintf(config, dir, procPath(a), procPath(b)))
+		kr.AddAddr("p0", "10.4.1.1/24"), kr.AddAddr("p1", "10.4.2.1/24"), h.route("kr", "kr", "10.4.1", "10.4.2", true),
+		h.link("v", ""), h.number("v", "v", "10.7.0"), h.link("q", ""), h.number("q", "q", "10.8.0"),
+		h.link("n", ""), h.route("n", "n", "10.6.1", "10.6.2", false))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
-	if err := errors.Join(a.AddAddr("tap0", "10.3.0.1/24"), b.AddAddr("tap1", "10.3.0.2/24")); err != nil {
+	binary := filepath.Join(dir, "vswitch")
+	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/seed-b14e907b/vswitch/cmd/vswitch")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return fmt.Errorf("build vswitch: %w", err)
+	}
+	rows, stop, err := h.build(ctx, dir, binary, "", "0", newer)
+	if stop != nil {
+		defer func() { err = errors.Join(err, stop()) }()
+	}
+	if err != nil {
 		return err
+	}
+	var before []*path
+	if against != "" {
+		var stop func() error
+		before, stop, err = h.build(ctx, dir, against, "x", "1", "")
+		if stop != nil {
+			defer func() { err = errors.Join(err, stop()) }()
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", against, err)
+		}
+		for i, p := range before {
+			p.name, p.floor, p.ceiling = "before: "+strings.TrimPrefix(p.name, "vswitch "), 0, 0
+			rows[i].before = p
+		}
 	}
 
 	ip := netip.MustParseAddr
 	paths := []*path{
 		{name: "kernel bridge", dst: ip("10.1.0.2")},
-		{name: "vswitch bridge, AF_PACKET", baseline: "kernel bridge", dst: ip("10.2.0.2"), floor: 0.5, ceiling: 1.5},
-		{name: "vswitch bridge, TAP", baseline: "kernel bridge", dst: ip("10.3.0.2"), floor: 0.5, ceiling: 1.5},
+		rows[0], rows[1],
+		{name: "vswitch bridge, VLANs", baseline: "kernel bridge", dst: ip("10.7.0.2"), floor: 0.5, ceiling: 1.5},
+		{name: "vswitch bridge, two queues", baseline: "kernel bridge", dst: ip("10.8.0.2")},
 		{name: "kernel router", dst: ip("10.4.2.2")},
-		{name: "vswitch router, AF_PACKET", baseline: "kernel router", dst: ip("10.5.2.2"), floor: 0.3},
+		rows[2],
+		{name: "vswitch router, masquerade", baseline: "kernel router", dst: ip("10.6.2.2")},
+	}
+	for _, p := range before { // each behind its newer one
+		at := slices.IndexFunc(paths, func(q *path) bool { return q.before == p })
+		paths = slices.Insert(paths, at+1, p)
 	}
 	paths = slices.DeleteFunc(paths, func(p *path) bool { return p.baseline != "" && !strings.Contains(p.name, only) })
 	for _, p := range paths {
@@ -206,6 +318,10 @@ func print(paths []*path) {
 		}
 		tcp, rtt := ratios(p.gbit, base.gbit), ratios(p.p50, base.p50)
 		fmt.Printf(" %8.2f %22s %12.1f %8.2f %22s", median(tcp), spread(tcp), median(p.p50), median(rtt), spread(rtt))
+		if q := p.before; q != nil && len(q.gbit) > 0 {
+			now, late := ratios(p.gbit, q.gbit), ratios(p.p50, q.p50)
+			fmt.Printf("  to before: TCP %.2f (%s), RTT %.2f (%s)", median(now), spread(now), median(late), spread(late))
+		}
 		if p.floor > 0 && median(tcp) < p.floor {
 			fmt.Printf("  TCP BELOW %.2f", p.floor)
 		}
@@ -237,16 +353,10 @@ func median(xs []float64) float64 {
 	return s[len(s)/2]
 }
 
-// startSwitch builds the program, runs it, and waits until it says that it is
+// startSwitch runs a build of the program, and waits until it says that it is
 // ready. The function returned ends it and waits.
-func startSwitch(ctx context.Context, dir, text string) (stop func() error, err error) {
-	binary := filepath.Join(dir, "vswitch")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/seed-b14e907b/vswitch/cmd/vswitch")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return nil, fmt.Errorf("build vswitch: %w", err)
-	}
-	file := filepath.Join(dir, "bench.toml")
+func startSwitch(ctx context.Context, dir, binary, s, text string) (stop func() error, err error) {
+	file := filepath.Join(dir, "bench"+s+".toml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -280,30 +281,41 @@ func (s *Server) addAdapter(r *request) (any, *Error) {
 			return err
 		}
 		for k, v := range body.Settings {
-			body.Settings[k] = plainNumbers(v)
+			var err error
+			if body.Settings[k], err = setting(v); err != nil {
+				return badRequest("", "settings: %s: %v", quote(k), err)
+			}
 		}
 		return s.sw.AddAdapter(ctx, body)
 	})
 }
 
-// plainNumbers turns the numbers in a value of a JSON body into integers, where
-// they are some: TOML tells 16 from 16.0.
-func plainNumbers(v any) any {
+// setting makes of a value in a JSON body what TOML has for it: numbers without a
+// fraction are integers, and there is no null.
+func setting(v any) (any, error) {
+	var err error
 	switch v := v.(type) {
+	case nil:
+		return nil, errors.New("null is no value")
 	case json.Number:
 		if i, err := v.Int64(); err == nil {
-			return i
+			return i, nil
 		}
-		f, _ := v.Float64() // what is beyond a float is infinite, and refused by those who read it
-		return f
+		return v.Float64()
 	case []any:
-		return each(v, plainNumbers)
+		for i := range v {
+			if v[i], err = setting(v[i]); err != nil {
+				break
+			}
+		}
 	case map[string]any:
 		for k := range v {
-			v[k] = plainNumbers(v[k])
+			if v[k], err = setting(v[k]); err != nil {
+				break
+			}
 		}
 	}
-	return v
+	return v, err
 }
 
 func (s *Server) filters(r *request) (any, *Error) {

@@ -245,6 +245,9 @@ func (s *slot) SetSecondary(primary string) error {
 
 // Promote implements AdapterHandle.
 func (s *slot) Promote() error {
+	if s.alive.Load() != aliveYes {
+		return fmt.Errorf("adapter %s: promote: %w: it is not initialised", s.name, ErrFailure)
+	}
 	return asFailure(s.core.operate(context.Background(), event{kind: evPromoteSelf, adapter: s.name}))
 }
 

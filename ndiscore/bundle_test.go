@@ -194,6 +194,7 @@ func TestC54C56Promote(t *testing.T) {
 	if stack.Binding("c") != nil {
 		t.Error("bound for the sake of a bundle that is gone")
 	}
+	b.awaitState("a", "halted") // its Halt has promoted, and may still be returning
 	as["a"].onHalt = nil
 	b.start("a")
 	ndistest.Await(t, "bound to a", func() bool { return stack.Binding("a") != nil })

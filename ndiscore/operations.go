@@ -101,9 +101,11 @@ func (c *Core) CancelRemove(ctx context.Context, name, why string) error {
 	return c.operate(ctx, event{kind: evCancelQuery, adapter: name, why: why})
 }
 
-// RemoveAfterQuery removes an adapter if nobody minds, or with force anyway.
+// RemoveAfterQuery removes an adapter if nobody minds, or with force anyway. One
+// that is on its way down already has nobody to ask.
 func (c *Core) RemoveAfterQuery(ctx context.Context, name, why string, force bool) error {
-	if err := c.QueryRemove(ctx, name, why); err != nil && !(force && errors.Is(err, ErrNotAccepted)) {
+	err := c.QueryRemove(ctx, name, why)
+	if err != nil && !errors.Is(err, ErrInvalidState) && !(force && errors.Is(err, ErrNotAccepted)) {
 		return err
 	}
 	return c.Remove(ctx, name, why)
@@ -212,7 +214,7 @@ func (c *Core) ReenumerateBindings(ctx context.Context, protocol string) error {
 // follows, on the control side, and the adapter is not offered again before
 // Core.ReenumerateBindings. Any goroutine, workers too.
 func (b *Binding) RequestUnbind() {
-	b.core.post(post{ev: event{kind: evUnbind, adapter: b.slot.name, protocol: b.protocol.name, target: b.target}})
+	b.slot.raise(event{kind: evUnbind, protocol: b.protocol.name, target: b.target}, b.stale.Load)
 }
 
 // --- What an adapter may ask for ------------------------------------------------
@@ -226,7 +228,7 @@ func (s *slot) InhibitBinds(ctx context.Context, why string) error {
 }
 
 // AllowBinds implements AdapterHandle.
-func (s *slot) AllowBinds() { s.core.AllowBinds(s.name) }
+func (s *slot) AllowBinds() { s.raise(event{kind: evAllow}, nil) }
 
 // RequirePause implements AdapterHandle.
 func (s *slot) RequirePause(ctx context.Context, why string) error {
@@ -237,7 +239,18 @@ func (s *slot) RequirePause(ctx context.Context, why string) error {
 }
 
 // AllowStart implements AdapterHandle.
-func (s *slot) AllowStart() { s.core.post(post{ev: event{kind: evRelease, adapter: s.name}}) }
+func (s *slot) AllowStart() { s.raise(event{kind: evRelease}, nil) }
+
+// raise posts an event about s that nobody waits for. From a handle that is stale
+// when its turn comes it means nothing: another adapter may have that name now.
+func (s *slot) raise(ev event, stale func() bool) {
+	ev.adapter = s.name
+	s.core.post(post{fn: func() {
+		if s.core.slots[s.name] == s && (stale == nil || !stale()) {
+			s.core.step(ev)
+		}
+	}})
+}
 
 // mayRaise refuses an event that a miniport raises while a request is with it:
 // those above, who would be waited for, may wait for the request (P-19).

@@ -223,10 +223,10 @@ func TestEventsSayWhy(t *testing.T) {
 // to wait until it is registered again.
 func TestAddWhileUnloading(t *testing.T) {
 	b := newBench(t, ndiscore.Options{})
-	gone, go_ := make(chan struct{}), make(chan struct{})
+	gone, proceed := make(chan struct{}), make(chan struct{})
 	d := ndistest.Driver("brief", nic("M", ndistest.AdapterOptions{}))
 	d.Unload = func(h *ndiscore.DriverHandle) {
-		<-go_
+		<-proceed
 		if err := h.Deregister(); err != nil {
 			t.Error(err)
 		}
@@ -240,7 +240,7 @@ func TestAddWhileUnloading(t *testing.T) {
 	if err := b.core.AddAdapter(b.ctx(), spec); !errors.Is(err, ndiscore.ErrNotFound) {
 		t.Error(err)
 	}
-	close(go_)
+	close(proceed)
 	<-gone
 }
 
@@ -249,11 +249,11 @@ func TestNewThatBlocks(t *testing.T) {
 	b := newBench(t, ndiscore.Options{}, nic("M", ndistest.AdapterOptions{}))
 	entered, release := make(chan struct{}), make(chan struct{})
 	d := ndistest.Driver("slow", nic("N", ndistest.AdapterOptions{}))
-	make_ := d.New
+	makeNIC := d.New
 	d.New = func(name string, options any) (ndiscore.Adapter, error) {
 		close(entered)
 		<-release
-		return make_(name, options)
+		return makeNIC(name, options)
 	}
 	h, err := b.core.RegisterDriver(d)
 	b.must(err)
@@ -267,4 +267,45 @@ func TestNewThatBlocks(t *testing.T) {
 	close(release)
 	b.must(<-added)
 	b.start("N")
+}
+
+// An adapter that waits for its device can be removed: nobody is bound who could
+// mind.
+func TestRemoveWhileAwaiting(t *testing.T) {
+	b, _, m, _, _ := full(t, ndiscore.Options{}, ndistest.AdapterOptions{Device: true})
+	m.Vanish("pulled")
+	ndistest.Await(t, "waiting", func() bool { return ndistest.Info(t, b.core, "M").Waiting })
+	b.must(b.core.RemoveAfterQuery(b.ctx(), "M", "test", false))
+	if err := b.core.Settle(b.ctx(), "M"); !errors.Is(err, ndiscore.ErrAdapterNotFound) {
+		t.Error(err)
+	}
+}
+
+// The handle of an adapter that is gone does nothing to the next one of its name.
+func TestStaleHandle(t *testing.T) {
+	m := nic("M", ndistest.AdapterOptions{})
+	b := newBench(t, ndiscore.Options{}, m)
+	p := ndistest.NewProtocol("P1", nil)
+	b.protocol(p, "M")
+	b.add("M")
+	b.start("M")
+	h, bd := m.Handle(), p.Binding("M")
+	b.must(b.core.Remove(b.ctx(), "M", "test"))
+	b.add("M")
+	b.must(b.core.InhibitBinds(b.ctx(), "M", "test"))
+	b.start("M")
+	h.AllowBinds()
+	bd.RequestUnbind()
+	if err := h.Promote(); !errors.Is(err, ndiscore.ErrFailure) {
+		t.Error(err)
+	}
+	b.settle("M")
+	if p.Binding("M") != nil {
+		t.Error("bound, by the word of a stale handle")
+	}
+	b.core.AllowBinds("M")
+	b.settle("M")
+	if p.Binding("M") == nil {
+		t.Error("not bound, by the word of a stale binding")
+	}
 }

@@ -93,10 +93,10 @@ func (m *machine) query(a *mAdapter, ev event) {
 		}
 	}
 	switch {
-	case a.goal == goalDown || a.surprise:
-		m.reply(ev.reply, fmt.Errorf("adapter %s: query remove: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 	case a.state == StateHalted && !a.asleep && a.goal == goalRest:
 		m.reply(ev.reply, nil) // nobody is bound who could mind
+	case a.goal == goalDown || a.surprise:
+		m.reply(ev.reply, fmt.Errorf("adapter %s: query remove: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 	default:
 		a.tasks = append(a.tasks, task{kind: actNotify, notice: notice, why: ev.why, reply: ev.reply})
 	}

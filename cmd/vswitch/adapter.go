@@ -24,7 +24,7 @@ func adapterCommand() *cli.Command {
 				},
 			}.build(),
 			command{
-				name: "show", usage: "tell everything about one adapter", args: []string{"NAME"}, example: "vswitch adapter show lan0",
+				name: "show", usage: "tell everything about one adapter", args: []string{"NAME"}, names: adapterNames, example: "vswitch adapter show lan0",
 				flags: []cli.Flag{jsonFlag()},
 				do: func(ctx context.Context, sw *control.Client, _ *cli.Context, args []string) (any, func(io.Writer), error) {
 					a, err := sw.Adapter(ctx, args[0])
@@ -48,7 +48,7 @@ func adapterCommand() *cli.Command {
 // operation is a command that does one thing to an adapter.
 func operation(op control.AdapterOp, done, usage, example string, flags ...cli.Flag) *cli.Command {
 	return command{
-		name: string(op), usage: usage, args: []string{"NAME"}, example: example,
+		name: string(op), usage: usage, args: []string{"NAME"}, names: adapterNames, example: example,
 		flags: append(flags, &cli.StringFlag{Name: "why", Usage: "`REASON` for the event log"}),
 		do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
 			err := sw.Operate(ctx, op, args[0], c.String("why"), c.Bool("force"))

@@ -142,6 +142,7 @@ type command struct {
 	mixed       bool     // flags may follow arguments: do reads them itself
 	example     string
 	flags       []cli.Flag
+	names       func(context.Context, *control.Client) ([]string, error) // for its first argument, to a shell that completes
 	// do asks and returns the answer for --json, and how to print it for
 	// people. A nil answer means that there is nothing to be had as JSON.
 	do func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (answer any, human func(io.Writer), err error)
@@ -150,6 +151,7 @@ type command struct {
 func (q command) build() *cli.Command {
 	return &cli.Command{
 		Name: q.name, Usage: q.usage, ArgsUsage: strings.Join(q.args, " "), Description: example(q.example), Flags: q.flags,
+		BashComplete: complete(q.names),
 		Action: func(c *cli.Context) error {
 			var args []string
 			var err error

@@ -23,7 +23,7 @@ func bundleCommand() *cli.Command {
 				},
 			}.build(),
 			command{
-				name: "show", usage: "tell everything about one bundle", args: []string{"NAME"}, example: "vswitch bundle show wan",
+				name: "show", usage: "tell everything about one bundle", args: []string{"NAME"}, names: bundleNames, example: "vswitch bundle show wan",
 				flags: []cli.Flag{jsonFlag()},
 				do: func(ctx context.Context, sw *control.Client, _ *cli.Context, args []string) (any, func(io.Writer), error) {
 					b, err := sw.Bundle(ctx, args[0])
@@ -31,7 +31,7 @@ func bundleCommand() *cli.Command {
 				},
 			}.build(),
 			command{
-				name: "promote", usage: "make a member the active one, and prefer it until it fails", args: []string{"NAME", "MEMBER"},
+				name: "promote", usage: "make a member the active one, and prefer it until it fails", args: []string{"NAME", "MEMBER"}, names: bundleNames,
 				example: "vswitch bundle promote wan up1",
 				do: func(ctx context.Context, sw *control.Client, _ *cli.Context, args []string) (any, func(io.Writer), error) {
 					err := sw.Promote(ctx, args[0], args[1])

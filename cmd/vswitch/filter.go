@@ -22,7 +22,7 @@ func filterCommand() *cli.Command {
 				},
 			}.build(),
 			command{
-				name: "insert", usage: "put a configured filter into an adapter's chain", args: []string{"ADAPTER", "FILTER"},
+				name: "insert", usage: "put a configured filter into an adapter's chain", args: []string{"ADAPTER", "FILTER"}, names: adapterNames,
 				example: "vswitch filter insert --at 0 wan0 lossy",
 				flags:   []cli.Flag{&cli.IntFlag{Name: "at", Value: -1, Usage: "`POSITION` from the device up, from 0; -1 is the top"}},
 				do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
@@ -31,7 +31,7 @@ func filterCommand() *cli.Command {
 				},
 			}.build(),
 			command{
-				name: "remove", usage: "take a filter out of an adapter's chain", args: []string{"ADAPTER", "FILTER"}, example: "vswitch filter remove wan0 lossy",
+				name: "remove", usage: "take a filter out of an adapter's chain", args: []string{"ADAPTER", "FILTER"}, names: adapterNames, example: "vswitch filter remove wan0 lossy",
 				do: func(ctx context.Context, sw *control.Client, _ *cli.Context, args []string) (any, func(io.Writer), error) {
 					err := sw.RemoveFilter(ctx, args[0], args[1])
 					return nil, func(w io.Writer) { fmt.Fprintf(w, "filter %s removed from %s\n", args[1], args[0]) }, err

@@ -19,7 +19,7 @@ import (
 // already.
 func injectCommand() *cli.Command {
 	c := command{
-		name: "inject", usage: "break something on purpose, for a while", args: []string{"KIND", "[KEY=VALUE ...]"}, mixed: true,
+		name: "inject", usage: "break something on purpose, for a while", args: []string{"KIND", "[KEY=VALUE ...]"}, mixed: true, names: faultKindNames,
 		flags: []cli.Flag{
 			&cli.StringFlag{Name: "on", Usage: "`ADAPTER` to break"},
 			&cli.StringFlag{Name: "direction", Usage: "rx (into the switch), tx (out of it) or both"},

@@ -15,7 +15,7 @@ import (
 
 func bridgeCommand() *cli.Command {
 	fdb := command{
-		name: "fdb", usage: "list the addresses that a bridge, or every bridge, has learned", example: "vswitch bridge fdb lan", flags: []cli.Flag{jsonFlag()},
+		name: "fdb", usage: "list the addresses that a bridge, or every bridge, has learned", names: bridgeNames, example: "vswitch bridge fdb lan", flags: []cli.Flag{jsonFlag()},
 	}
 	fdb.do = func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
 		name := ""
@@ -48,7 +48,7 @@ func bridgeCommand() *cli.Command {
 				},
 			}.build(),
 			command{
-				name: "show", usage: "tell about one bridge: ports, VLANs, multicast groups", args: []string{"NAME"}, example: "vswitch bridge show lan",
+				name: "show", usage: "tell about one bridge: ports, VLANs, multicast groups", args: []string{"NAME"}, names: bridgeNames, example: "vswitch bridge show lan",
 				flags: []cli.Flag{jsonFlag()},
 				do: func(ctx context.Context, sw *control.Client, _ *cli.Context, args []string) (any, func(io.Writer), error) {
 					b, err := sw.Bridge(ctx, args[0])
@@ -70,7 +70,7 @@ func interfaceCommand() *cli.Command {
 				return control.InterfaceList{Interfaces: interfaces}, func(w io.Writer) { printInterfaces(w, interfaces) }, err
 			},
 		}.build(), command{
-			name: "show", usage: "tell everything about one interface", args: []string{"NAME"}, example: "vswitch interface show wan", flags: []cli.Flag{jsonFlag()},
+			name: "show", usage: "tell everything about one interface", args: []string{"NAME"}, names: interfaceNames, example: "vswitch interface show wan", flags: []cli.Flag{jsonFlag()},
 			do: func(ctx context.Context, sw *control.Client, _ *cli.Context, args []string) (any, func(io.Writer), error) {
 				i, err := sw.Interface(ctx, args[0])
 				return i, func(w io.Writer) { printInterface(w, i) }, err

@@ -62,6 +62,7 @@ via = "10.7.2.2"
 // program is the built binary and the socket of the switch that runs.
 type program struct {
 	path, socket string
+	env          []string // more of it
 }
 
 func build(t *testing.T, dir string) string {
@@ -75,7 +76,7 @@ func build(t *testing.T, dir string) string {
 
 func (p program) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, p.path, args...)
-	cmd.Env = append(os.Environ(), "VSWITCH_SOCKET="+p.socket)
+	cmd.Env = append(append(os.Environ(), "VSWITCH_SOCKET="+p.socket), p.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
@@ -170,7 +171,7 @@ func TestSystem(t *testing.T) {
 	c.Route("10.7.1.0/24", "10.7.2.1")
 
 	dir := t.TempDir()
-	p := program{build(t, dir), filepath.Join(dir, "run", "control.sock")}
+	p := program{path: build(t, dir), socket: filepath.Join(dir, "run", "control.sock")}
 	file := filepath.Join(dir, "system.toml")
 	if err := os.WriteFile(file, fmt.Appendf(nil, systemTOML, a.Path(), b.Path()), 0o600); err != nil {
 		t.Fatal(err)

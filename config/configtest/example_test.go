@@ -101,11 +101,11 @@ func TestCheckExample(t *testing.T) {
 	drivers := []ndiscore.Driver{{Name: "wire", NewOptions: func() any { return &options{Poll: 5 * time.Minute} }}}
 	for _, tt := range []struct{ name, old, new, want string }{
 		{"right", "", "", ""},
-		{"not the default", "mac_limit = 8192", "mac_limit = 8193", "ex:36: bridge.NAME.mac_limit = 8193: the default is 8192"},
+		{"not the default", "mac_limit = 8192", "mac_limit = 8193", "ex:37: bridge.NAME.mac_limit = 8193: the default is 8192"},
 		{"missing", "#poll = \"300s\"      # how often\n", "", "the key adapter.NAME.poll of driver wire is missing"},
 		{"a filter's default", "rate = 0 ", "rate = 1 ", "filter.NAME.rate = 1: the default is 0"},
 		{"a port's default", "access = 0 ", "access = 1 ", "does not look at VLANs"},
-		{"no remark", "metric = 0        # x", "metric = 0", "ex:60: route.metric has no remark"},
+		{"no remark", "metric = 0        # x", "metric = 0", "ex:61: route.metric has no remark"},
 		{"required", "# required: which", "# which", "filter.NAME.driver is required"},
 		{"invalid", "# octal", "# octal\n#mod = 1", "control.mod: unknown key"},
 		{"not the defaults", `#level = "info"`, `level = "debug"`, "does not equal the defaults"},

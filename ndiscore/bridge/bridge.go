@@ -14,11 +14,10 @@ import (
 
 // Bridge is a learning switch; see the package comment.
 type Bridge struct {
-	name  string
-	mac   ndiscore.MAC
-	own   uint64                  // mac as a key
-	nonce uint64                  // in the loop guard's probes: they are this bridge's
-	opts  atomic.Pointer[Options] // complete; replaced whole by Update
+	name string
+	mac  ndiscore.MAC
+	own  uint64                  // mac as a key
+	opts atomic.Pointer[Options] // complete; replaced whole by Update
 
 	view    atomic.Pointer[view]                   // what the data path sees; replaced whole
 	handle  atomic.Pointer[ndiscore.AdapterHandle] // from Initialize to Halt
@@ -55,6 +54,7 @@ type port struct {
 	id      uint16
 	name    string
 	binding *ndiscore.Binding
+	nonce   uint64      // in the loop guard's probes: nobody who has not heard one can make one up
 	up      atomic.Bool // running, connected and not shut: learned on, flooded to
 
 	macLimit atomic.Int32  // most addresses learned here; 0: no limit of its own
@@ -100,7 +100,7 @@ func New(o Options) (*Bridge, error) {
 		return nil, fmt.Errorf("bridge %s: %w", o.Name, err)
 	}
 	o = o.clone()
-	b := &Bridge{name: o.Name, mac: o.MAC, own: o.MAC.Key(), nonce: rand.Uint64(), ports: make([]*port, len(o.Ports))}
+	b := &Bridge{name: o.Name, mac: o.MAC, own: o.MAC.Key(), ports: make([]*port, len(o.Ports))}
 	b.names, b.listed, _ = rename(nil, nil, o.Ports) // cannot fail: nothing is bound yet
 	b.opts.Store(&o)
 	b.view.Store(&view{fdb: b.newTable(&o)})
@@ -284,7 +284,7 @@ func (b *Bridge) tellLink() {
 func (b *Bridge) Bind(ctx context.Context, bd *ndiscore.Binding) error {
 	fail := func(err error) error { return fmt.Errorf("bridge %s: bind %s: %w", b.name, bd.Target(), err) }
 	a := bd.Attributes()
-	p := &port{name: bd.Target(), binding: bd, link: a.Link, connected: a.Link.Connected()}
+	p := &port{name: bd.Target(), binding: bd, nonce: rand.Uint64(), link: a.Link, connected: a.Link.Connected()}
 	// The port is known before it asks for frames; until it is published they
 	// have nowhere to go.
 	b.mu.Lock()

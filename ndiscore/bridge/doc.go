@@ -51,8 +51,9 @@
 //	access  in its VLAN                           dropped            without tag
 //	trunk   in native; dropped if there is none   in trunk, or dropped   with tag; those of native without
 //
-// Dropped means DropVLAN. The outer tag decides; what is behind it is payload. A
-// tag's priority bits stay while it stays. VLAN 0 is a priority and no VLAN: a
+// Dropped means DropVLAN. The outer tag decides; what is behind it is payload,
+// but does not leave by a trunk port with its outer tag taken off: it would be in
+// another VLAN there. A tag's priority bits stay while it stays. VLAN 0 is a priority and no VLAN: a
 // trunk port fills the VLAN in, another takes the tag off; in front of a second
 // tag it is dropped, since that one would lead into any VLAN. So is a tag on an
 // access port, for the same reason.
@@ -96,8 +97,8 @@
 //
 // With it, once a second, each port sends a probe in each of its VLANs (at most
 // 16 tagged ones a second, in turn): EtherType 0x88b5 (local experimental), to
-// 03:76:73:77:6c:67, from the bridge's address, with a number that only this
-// bridge knows. When a probe comes back in the VLAN in which it left, the two
+// 03:76:73:77:6c:67, from the bridge's address, with a number that only those
+// know who hear the port: they could shut it, and no other. When a probe comes back in the VLAN in which it left, the two
 // ports are joined outside, and the one listed later is shut; when any other
 // frame with the bridge's own address comes in, in its VLAN, the port that it
 // came in by is. A port that is shut sends and takes nothing (DropLoop) for

@@ -43,11 +43,12 @@ func (b *Bridge) returned(v *view, in *port, f *ndiscore.Frame, vlan uint16) {
 	}
 	if len(f.Head) >= body+probeBody && binary.BigEndian.Uint16(f.Head[body-2:]) == etherTypeProbe {
 		p := f.Head[body:]
-		if binary.BigEndian.Uint64(p) != probeMagic || binary.BigEndian.Uint64(p[8:]) != b.nonce ||
-			binary.BigEndian.Uint16(p[18:]) != vlan {
-			return // another bridge's that bears our address, or from another VLAN: frames do not go round there
+		id := binary.BigEndian.Uint16(p[16:])
+		if binary.BigEndian.Uint64(p) != probeMagic || int(id) >= len(v.byID) || v.byID[id] == nil ||
+			binary.BigEndian.Uint64(p[8:]) != v.byID[id].nonce || binary.BigEndian.Uint16(p[18:]) != vlan {
+			return // another bridge's that bears our address, made up, or from another VLAN: frames do not go round there
 		}
-		news = loopProbe + int32(binary.BigEndian.Uint16(p[16:]))
+		news = loopProbe + int32(id)
 	} else if vlan != v.vlan {
 		return // from another VLAN
 	}
@@ -57,16 +58,16 @@ func (b *Bridge) returned(v *view, in *port, f *ndiscore.Frame, vlan uint16) {
 }
 
 // writeProbe fills h, of at least probeLength bytes, with the probe that leaves
-// by port id in vlan.
-func (b *Bridge) writeProbe(h []byte, id, vlan uint16) {
+// by port from in vlan.
+func (b *Bridge) writeProbe(h []byte, from *port, vlan uint16) {
 	clear(h)
 	copy(h, probeGroup[:])
 	copy(h[6:], b.mac[:])
 	binary.BigEndian.PutUint16(h[12:], etherTypeProbe)
 	p := h[ndiscore.EthernetHeader:]
 	binary.BigEndian.PutUint64(p, probeMagic)
-	binary.BigEndian.PutUint64(p[8:], b.nonce)
-	binary.BigEndian.PutUint16(p[16:], id)
+	binary.BigEndian.PutUint64(p[8:], from.nonce)
+	binary.BigEndian.PutUint16(p[16:], from.id)
 	binary.BigEndian.PutUint16(p[18:], vlan)
 }
 
@@ -167,7 +168,7 @@ func (k *keeper) probe(v *view) {
 		q := k.worker.Scratch()
 		r := &v.rules[p.id]
 		if v.vlan == 0 || r.untagged != 0 {
-			k.addProbe(q, p.id, r.untagged, false)
+			k.addProbe(q, p, r.untagged, false)
 		}
 		first := uint16(0)
 		for range probeVLANs {
@@ -178,7 +179,7 @@ func (k *keeper) probe(v *view) {
 			if first == 0 {
 				first = vlan
 			}
-			k.addProbe(q, p.id, vlan, true)
+			k.addProbe(q, p, vlan, true)
 			k.probed[p] = vlan
 		}
 		if len(q.Frames) > 0 {
@@ -189,9 +190,9 @@ func (k *keeper) probe(v *view) {
 	}
 }
 
-func (k *keeper) addProbe(q *ndiscore.Batch, id, vlan uint16, tag bool) {
+func (k *keeper) addProbe(q *ndiscore.Batch, from *port, vlan uint16, tag bool) {
 	f := k.frame(q, probeLength)
-	k.bridge.writeProbe(f.Head, id, vlan)
+	k.bridge.writeProbe(f.Head, from, vlan)
 	if tag {
 		pushTag(f, vlan)
 	}

@@ -129,6 +129,27 @@ func TestLoopGuardProbe(t *testing.T) {
 	}
 }
 
+// TestLoopGuardForged: who hears a port's probes cannot make up another's, and
+// have that one shut.
+func TestLoopGuardForged(t *testing.T) {
+	l := newLAN(t, 3, false, func(o *Options) { o.LoopGuard = true })
+	for _, p := range l.firstProbes(3) {
+		if binary.BigEndian.Uint16(p[14+16:]) != 0 {
+			continue
+		}
+		for _, id := range []uint16{1, 2, 3, 0xffff} {
+			binary.BigEndian.PutUint16(p[14+16:], id)
+			l.wires[0].receive(bytes.Clone(p))
+		}
+	}
+	l.tick(probeEvery)
+	l.tick(probeEvery)
+	if s := l.states(); s != "forwarding forwarding forwarding" {
+		t.Error(s)
+	}
+	l.probes()
+}
+
 // TestLoopGuardQuiet: what is not our frame going round shuts nothing.
 func TestLoopGuardQuiet(t *testing.T) {
 	l := newLAN(t, 5, true, func(o *Options) { vlanPorts(t)(o); o.LoopGuard = true })

@@ -41,8 +41,8 @@ const (
 	minInterval       = time.Second
 	maxInterval       = time.Hour
 	defaultResponse   = 10 * time.Second
-	maxResponse       = 5 * time.Minute
-	defaultLast       = time.Second // last member query interval
+	minResponse       = 100 * time.Millisecond // so long an answer may take in any case
+	defaultLast       = time.Second            // last member query interval
 )
 
 // messageKind says what a message is to a switch.
@@ -165,7 +165,7 @@ func parseIPv4(p []byte, joins []netip.Addr) (message, bool) {
 		case len(body) > 8:
 			return message{}, false // RFC 3376 section 7.1
 		}
-		return m, m.checkQuery()
+		return m, m.checkQuery(p[16:20], allHosts)
 	case igmpReportV1, igmpReportV2:
 		m.kind = reportMessage
 		return m, m.join(group)
@@ -229,7 +229,7 @@ func parseIPv6(p []byte, joins []netip.Addr) (message, bool) {
 		case len(body) > 24:
 			return message{}, false // RFC 3810 section 8.1
 		}
-		return m, local && m.checkQuery()
+		return m, local && m.checkQuery(p[24:40], allNodes)
 	case mldReportV1:
 		m.kind = reportMessage
 		return m, m.join(group)
@@ -250,10 +250,14 @@ func (m *message) details(b []byte) {
 	}
 }
 
-func (m *message) checkQuery() bool {
-	m.response = min(m.response, maxResponse)
+// checkQuery bounds the times of a query, and reports whether it is one to those
+// who would have to answer: all, or the group asked for. The longest time for an
+// answer is not bounded but by its code, since hosts believe it.
+func (m *message) checkQuery(to []byte, all netip.Addr) bool {
+	m.response = max(m.response, minResponse)
 	m.interval = min(max(m.interval, minInterval), maxInterval)
-	return !m.group.IsValid() || m.group.IsMulticast()
+	dst, _ := netip.AddrFromSlice(to)
+	return dst == all && !m.group.IsValid() || m.group.IsMulticast() && (dst == all || dst == m.group)
 }
 
 // records reads the n group records of an IGMPv3 or MLDv2 report, whose
@@ -310,6 +314,7 @@ func (m *message) join(group netip.Addr) bool {
 }
 
 var (
+	allHosts      = netip.MustParseAddr("224.0.0.1")
 	allNodes      = netip.MustParseAddr("ff02::1")
 	solicitedNode = netip.MustParsePrefix("ff02::1:ff00:0/104")
 )

@@ -54,6 +54,7 @@ type familyKey struct {
 // family is what is known of one of them.
 type family struct {
 	until      time.Time     // a querier is known; zero: none is
+	answered   time.Time     // before, nobody is out: there was a question that may be answered so late
 	trusted    time.Time     // from then on, those who listen have had the time to say so
 	active     bool          // both hold: what is known counts
 	membership time.Duration // how long a report counts
@@ -74,8 +75,8 @@ type groupView struct {
 }
 
 type familyView struct {
-	routers []uint16                // where reports go
-	groups  map[netip.Addr][]uint16 // who listens, and the routers
+	reports []uint16                // where reports go: to the routers, and who asks
+	groups  map[netip.Addr][]uint16 // who listens, and the routers; nil while that is not certain
 }
 
 // notes are the messages that the data path has put aside: one record after
@@ -100,9 +101,12 @@ func (s *snooper) listeners(v *view, in *port, f *ndiscore.Frame, vlan uint16, h
 	etherType, p := binary.BigEndian.Uint16(h[at-2:]), h[at:]
 	var group netip.Addr
 	switch {
-	case etherType == ndiscore.EtherTypeIPv4 && len(p) >= ipv4Header && h[0] == 1 && h[1] == 0 && h[2] == 0x5e:
+	// Only in a frame that reaches those to whom the packet is addressed (RFC 1112
+	// 6.4, RFC 2464 7): else a query could be heard by us and nobody else.
+	case etherType == ndiscore.EtherTypeIPv4 && len(p) >= ipv4Header && h[0] == 1 && h[1] == 0 && h[2] == 0x5e &&
+		h[3] == p[17]&0x7f && h[4] == p[18] && h[5] == p[19]:
 		group = netip.AddrFrom4([4]byte(p[16:20]))
-	case etherType == ndiscore.EtherTypeIPv6 && len(p) >= ipv6Header && h[0] == 0x33 && h[1] == 0x33:
+	case etherType == ndiscore.EtherTypeIPv6 && len(p) >= ipv6Header && h[0] == 0x33 && h[1] == 0x33 && [4]byte(h[2:]) == [4]byte(p[36:]):
 		group = netip.AddrFrom16([16]byte(p[24:40]))
 	default:
 		return nil, false
@@ -119,10 +123,10 @@ func (s *snooper) listeners(v *view, in *port, f *ndiscore.Frame, vlan uint16, h
 	switch {
 	case fam == nil:
 		return nil, false
-	case kind == reportMessage && len(fam.routers) > 0:
+	case kind == reportMessage:
 		// Only to routers: who hears others report keeps silent itself (RFC
 		// 4541 section 2.1.1).
-		return fam.routers, true
+		return fam.reports, true
 	case kind != noMessage:
 		return nil, false
 	}
@@ -273,7 +277,11 @@ func (s *snooper) hear(id, vlan uint16, m *message, now time.Time) {
 		if f.until.IsZero() {
 			f.trusted = now.Add(m.response)
 		}
+		s.dirty = s.dirty || f.until.IsZero() || f.asker != id
 		f.until, f.asker, f.source = now.Add(known), id, m.from
+		if at := now.Add(m.response); at.After(f.answered) {
+			f.answered = at
+		}
 		for p, t := range f.fresh {
 			if t.IsZero() {
 				f.fresh[p] = now.Add(m.response)
@@ -320,7 +328,7 @@ func (s *snooper) asked(f *family, id uint16, m *message, now time.Time) {
 	if m.narrow {
 		return
 	}
-	at := now.Add(time.Duration(f.robustness) * m.response)
+	at := now.Add(time.Duration(max(f.robustness, defaultRobustness)) * m.response)
 	for p, t := range f.groups[m.group] {
 		if p != id && at.Before(t) {
 			f.groups[m.group][p] = at
@@ -333,7 +341,7 @@ func (s *snooper) expire(now time.Time) {
 	out := func(t time.Time) bool { return !t.IsZero() && !now.Before(t) }
 	for key, f := range s.families {
 		if out(f.until) {
-			f.until = time.Time{}
+			f.until, s.dirty = time.Time{}, true
 		}
 		if active := !f.until.IsZero() && !now.Before(f.trusted); active != f.active {
 			f.active, s.dirty = active, true
@@ -348,7 +356,7 @@ func (s *snooper) expire(now time.Time) {
 		}
 		for g, ports := range f.groups {
 			for p, t := range ports {
-				if out(t) {
+				if out(t) && !now.Before(f.answered) {
 					delete(ports, p)
 					s.dirty = true
 				}
@@ -372,21 +380,22 @@ func (s *snooper) tidy(f *family, g netip.Addr) {
 // publish makes what is known visible to the data path; mu must be held.
 func (s *snooper) publish() {
 	s.dirty = false
-	if !s.blind.IsZero() {
-		s.view.Store(nil)
-		return
-	}
 	v := &groupView{families: make(map[familyKey]*familyView)}
 	for key, f := range s.families {
-		if !f.active {
+		if f.until.IsZero() {
 			continue
 		}
-		fv := &familyView{groups: make(map[netip.Addr][]uint16, len(f.groups))}
-		fv.routers = sortedIDs(f.routers)
+		// Also as long as all else is flooded: whoever kept silent would be missing
+		// afterwards.
+		fv := &familyView{reports: sortedIDs(f.routers, map[uint16]time.Time{f.asker: f.until})}
+		v.families[key] = fv
+		if !f.active || !s.blind.IsZero() {
+			continue
+		}
+		fv.groups = make(map[netip.Addr][]uint16, len(f.groups))
 		for g, ports := range f.groups {
 			fv.groups[g] = sortedIDs(ports, f.routers, f.fresh)
 		}
-		v.families[key] = fv
 	}
 	if len(v.families) == 0 {
 		v = nil

@@ -126,8 +126,20 @@ func TestParseMembership(t *testing.T) {
 	g1, g2, g3 := netip.MustParseAddr("239.0.0.1"), netip.MustParseAddr("232.9.9.9"), netip.MustParseAddr("239.255.0.3")
 	h1, h2 := netip.MustParseAddr("ff0e::42"), netip.MustParseAddr("ff02::fb")
 	to4, to6 := netip.MustParseAddr("224.0.0.22"), netip.MustParseAddr("ff02::16")
-	v4 := func(parts ...any) []byte { return ip(host4, to4, protoIGMP, bytesOf(parts...)) }
-	v6 := func(parts ...any) []byte { return ip(host6, to6, protoICMPv6, bytesOf(parts...)) }
+	v4 := func(parts ...any) []byte {
+		to := to4
+		if parts[0] == igmpQuery {
+			to = allHosts
+		}
+		return ip(host4, to, protoIGMP, bytesOf(parts...))
+	}
+	v6 := func(parts ...any) []byte {
+		to := to6
+		if parts[0] == mldQuery {
+			to = allNodes
+		}
+		return ip(host6, to, protoICMPv6, bytesOf(parts...))
+	}
 	none, none6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
 	s, min := time.Second, time.Minute
 	report := func(v6 bool, joins ...netip.Addr) message {
@@ -149,10 +161,12 @@ func TestParseMembership(t *testing.T) {
 		{"IGMPv1 query", v4(igmpQuery, 0, 0, 0, none), query(netip.Addr{}, 10*s, 125*s, 2, false)},
 		{"IGMPv2 general query", v4(igmpQuery, 100, 0, 0, none), query(netip.Addr{}, 10*s, 125*s, 2, false)},
 		{"IGMPv2 group query", v4(igmpQuery, 10, 0, 0, g1), query(g1, 1*s, 125*s, 2, false)},
+		{"IGMPv2 group query to the group", ip(host4, g1, protoIGMP, query4(g1)), query(g1, 10*s, 125*s, 2, false)},
+		{"IGMPv3 general query, no time to answer", v4(igmpQuery, 0, 0, 0, none, 2, 125, 0, 0), query(netip.Addr{}, 100*time.Millisecond, 125*s, 2, false)},
 		{"IGMPv3 general query", v4(igmpQuery, 0x8a, 0, 0, none, 3, 0x90, 0, 0), query(netip.Addr{}, 20800*time.Millisecond, 256*s, 3, false)},
 		{"IGMPv3 group and source query", v4(igmpQuery, 10, 0, 0, g1, 2, 20, 0, 1, host4), query(g1, 1*s, 20*s, 2, true)},
 		{"IGMPv3 query with S", v4(igmpQuery, 10, 0, 0, g1, 8|2, 20, 0, 0), query(g1, 1*s, 20*s, 2, true)},
-		{"IGMPv3 query, absurd times", v4(igmpQuery, 255, 0, 0, none, 7, 255, 0, 0), query(netip.Addr{}, 5*min, 60*min, 7, false)},
+		{"IGMPv3 query, absurd times", v4(igmpQuery, 255, 0, 0, none, 7, 255, 0, 0), query(netip.Addr{}, 3174400*time.Millisecond, 60*min, 7, false)},
 		{"IGMPv1 report", v4(igmpReportV1, 0, 0, 0, g1), report(false, g1)},
 		{"IGMPv2 report", v4(igmpReportV2, 0, 0, 0, g1), report(false, g1)},
 		{"IGMPv2 leave", v4(igmpLeave, 0, 0, 0, g1), report(false)},
@@ -271,7 +285,7 @@ func FuzzMembership(f *testing.F) {
 					t.Fatalf("%s is no group", g)
 				}
 			}
-			if ok && m.kind == queryMessage && (m.interval < minInterval || m.interval > maxInterval || m.response < 0 || m.response > maxResponse || m.robustness < 1 || m.robustness > maxRobustness) {
+			if ok && m.kind == queryMessage && (m.interval < minInterval || m.interval > maxInterval || m.response < 0 || m.response > 3*time.Hour || m.robustness < 1 || m.robustness > maxRobustness) {
 				t.Fatalf("%+v", m)
 			}
 			p = bytes.Clone(p)
@@ -517,7 +531,7 @@ func TestSnoopingBounds(t *testing.T) {
 	l.counts()
 	l.tick(snoopPace)
 	l.tick(snoopPace)
-	l.await("blindness", func() bool { return l.bridge.snoop.view.Load() == nil })
+	l.await("blindness", func() bool { return l.bridge.snoop.view.Load().families[familyKey{}].groups == nil })
 	if s := l.bridge.Stats(); s.Unread == 0 {
 		t.Errorf("%+v", s)
 	}
@@ -546,7 +560,7 @@ func TestSnoopingOdd(t *testing.T) {
 	p2.receive(packet(mac(2), data(group4)))
 	l.want("no router", 0, 1, 0, 0)
 	p2.receive(packet(mac(2), report4(group4)))
-	l.want("a report with no router to go to is flooded", 1, 1, 0, 1)
+	l.want("a report with no router to go to goes to who asked", 1, 0, 0, 0)
 	l.wires[3].receive(packet(mac(3), ip(host4, netip.MustParseAddr("224.0.0.13"), protoPIM, bytesOf(pimHello, 0, 0, 0, 0, 1, 0, 2, 0, 105))))
 	l.counts()
 	l.heard(4)
@@ -570,6 +584,65 @@ func TestSnoopingOdd(t *testing.T) {
 	if s := l.bridge.Stats(); s.Groups != 0 {
 		t.Errorf("%+v", s)
 	}
+}
+
+// TestSnoopingForged: nobody can have a group taken from those who listen, by
+// questions that they do not hear or may answer later than the bridge believes, or
+// by answers that let them keep silent.
+func TestSnoopingForged(t *testing.T) {
+	newOne := func(t *testing.T) *lan {
+		return newLAN(t, 4, false, func(o *Options) { o.Snooping = true })
+	}
+	all := netip.MustParseAddr("224.0.0.1")
+	general := query4(netip.IPv4Unspecified())
+	t.Run("unheard", func(t *testing.T) {
+		l := newOne(t)
+		p0 := l.wires[0]
+		p0.receive(packet(mac(9), ip(asker4, group4, protoIGMP, general)))
+		wrong := packet(mac(9), ip(asker4, all, protoIGMP, general))
+		wrong[5]++
+		p0.receive(wrong)
+		p0.receive(packet(mac(9), ip(asker6, group6, protoICMPv6, bytesOf(mldQuery, 0, 0, 0, 0, 0, 0, 0, netip.IPv6Unspecified()))))
+		wrong = packet(mac(9), generalQuery6())
+		wrong[5]++
+		p0.receive(wrong)
+		p0.receive(packet(mac(9), report4(group4)))
+		l.heard(1)
+		if q := l.bridge.Queriers(); len(q) != 0 {
+			t.Errorf("%+v", q)
+		}
+	})
+	t.Run("silent", func(t *testing.T) {
+		l := newOne(t)
+		l.wires[0].receive(packet(mac(9), generalQuery4()))
+		l.heard(1)
+		l.counts()
+		l.wires[1].receive(packet(mac(1), report4(group4)))
+		l.want("an answer while all is still flooded", 1, 0, 0, 0)
+	})
+	t.Run("late", func(t *testing.T) {
+		l := newOne(t)
+		p0, p1, p2 := l.wires[0], l.wires[1], l.wires[2]
+		p0.receive(packet(mac(9), ip(asker4, all, protoIGMP, bytesOf(igmpQuery, 0, 0, 0, netip.IPv4Unspecified(), 1, 10, 0, 0))))
+		l.heard(1)
+		p0.receive(packet(mac(9), report4(group4)))
+		p1.receive(packet(mac(1), report4(group4)))
+		l.heard(3)
+		l.pass(500 * time.Millisecond)
+		l.counts()
+		p2.receive(packet(mac(2), data(group4)))
+		l.want("both listen", 1, 1, 0, 0)
+		l.pass(5 * time.Second)
+		// They may now take 100 s to say so again.
+		p0.receive(packet(mac(9), ip(asker4, all, protoIGMP, bytesOf(igmpQuery, 0xde, 0, 0, netip.IPv4Unspecified(), 1, 10, 0, 0))))
+		l.heard(4)
+		l.pass(5 * time.Second)
+		p0.receive(packet(mac(9), report4(group4)))
+		l.heard(5)
+		l.counts()
+		p2.receive(packet(mac(2), data(group4)))
+		l.want("p1 has not had the time to answer", 1, 1, 0, 0)
+	})
 }
 
 func BenchmarkGroup(b *testing.B) {

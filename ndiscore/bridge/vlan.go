@@ -155,6 +155,9 @@ type forms struct {
 func (s *scratch) dress(r *rules, f *ndiscore.Frame, i int, vlan uint16, how tagging) *ndiscore.Frame {
 	switch {
 	case vlan == r.untagged:
+		if how == tagged && isTag(binary.BigEndian.Uint16(f.Head[tagAt+tagLength:])) && !r.tagged.Empty() {
+			return nil // the next switch would take the tag behind for the frame's VLAN
+		}
 		return s.strip(f, i, how)
 	case !r.tagged.Has(vlan):
 		return nil

@@ -31,6 +31,10 @@
 //	local        the router itself        Out: source, if in use      In
 //	through      a host outside           as it is                    as it is
 //
+// What comes in by a masquerading edge and leaves by it again is of the last kind:
+// nobody outside gets an address of the router's. What leaves by another one is
+// masqueraded there.
+//
 // A port is kept if it can be, else chosen at random from 1024 up; below that to
 // 512 only when all others are in use. The ports of forwards and of local services
 // are given to nobody. The router's own flows take tuples like everyone's.
@@ -62,7 +66,8 @@
 // Flows, fragments and the work per packet are bounded. When the table is full, the
 // flow that was silent longest among those that nobody would miss makes room: TCP
 // not established or closed, UDP and others without a stream. Flows begun outside
-// never take the place of those begun inside. If there is none, or no free port,
+// never take the place of those begun inside, nor the last eighth of the table. If
+// there is none, or no free port,
 // the packet is refused (DropNATFull), and an event says so once.
 //
 // # Time, goroutines, locks

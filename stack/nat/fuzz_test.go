@@ -1,10 +1,23 @@
 package nat
 
 import (
+	"encoding/binary"
+	"slices"
 	"testing"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
+
+// longChain is a packet for a published port behind 2 KiB of options.
+func longChain() *ndiscore.Frame {
+	b := udp(ap(server6, 1), ap(pub6, 80)).frame().Bytes(nil)
+	options := make([]byte, 2048)
+	options[0], options[1] = b[ethernet+6], 255
+	b[ethernet+6] = protoDestOpts
+	b = slices.Insert(b, ethernet+ipv6Min, options...)
+	binary.BigEndian.PutUint16(b[ethernet+4:], uint16(len(b)-ethernet-ipv6Min))
+	return frameOf(b)
+}
 
 // FuzzPackets passes bytes for packets, in every direction, through a table with
 // flows that they may hit.
@@ -15,6 +28,7 @@ func FuzzPackets(f *testing.F) {
 		icmpError(hop4, pub4, 11, 0, 0, udp(ap(pub4, 4000), ap(server4, 1)).packet(), 40),
 		icmpError(hop6, pub6, 2, 0, 0, tcp(ap(pub6, 4000), ap(server6, 1), flagACK).packet(), 100),
 		echo(ap(client6, 7), ap(server6, 0), false).frame(),
+		longChain(),
 	} {
 		f.Add(p.Bytes(nil), uint8(0), uint16(0))
 	}

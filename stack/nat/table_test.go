@@ -249,6 +249,31 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestOutsideFills: all the net may come for a published port, and hold on: those
+// inside have room still.
+func TestOutsideFills(t *testing.T) {
+	w := newWorld(t, Limits{Flows: 80}, testConfig(Forward{"wan", "tcp", PortRange{80, 80}, ap(client4, 80)}))
+	come := func(i int) (why ndiscore.DropReason) {
+		c, s := ap(hop4, uint16(1000+i)), ap(client4, 80)
+		if _, why = w.in(tcp(c, ap(pub4, 80), flagSYN).frame(), false); why == ndiscore.DropNone {
+			w.mustOut(t, tcp(s, c, flagSYN|flagACK).frame())
+			w.mustIn(t, tcp(c, ap(pub4, 80), flagACK).frame(), false)
+		}
+		return why
+	}
+	for i := range 100 {
+		if why := come(i); (why == ndiscore.DropNone) != (i < 70) {
+			t.Fatalf("%d: %s", i, why)
+		}
+	}
+	for i := range 10 {
+		establish(t, w, ap(other4, uint16(1000+i)), ap(server4, 80))
+	}
+	if _, why := w.out(tcp(ap(other4, 5), ap(server4, 80), flagSYN).frame()); why != ndiscore.DropNATFull {
+		t.Error(why)
+	}
+}
+
 func TestListAndFlush(t *testing.T) {
 	c := testConfig(Forward{"wan", "tcp", PortRange{80, 80}, ap(client4, 8080)})
 	c.Interfaces = append(c.Interfaces, Interface{Name: "wan2", Addresses: prefixes("198.51.100.1/24"), Masquerade: true})

@@ -59,8 +59,8 @@ func (t *Table) out(e *Edge, h []byte, open int) ndiscore.DropReason {
 	n := t.alive(&p.tuple)
 	if n == nil {
 		own := t.own[hostAddr{p.src, v6}]
-		by := t.cameBy(&p)
-		if by == e || !e.wants(&p, own) {
+		outside, back := t.origin(e, &p)
+		if back || !e.wants(&p, own) {
 			t.first(&p, &p.tuple, false)
 			return ndiscore.DropNone
 		}
@@ -69,7 +69,7 @@ func (t *Table) out(e *Edge, h []byte, open int) ndiscore.DropReason {
 			kind = flowLocal
 		}
 		var why ndiscore.DropReason
-		if n, why = t.begin(e, kind, by != nil, &p); n == nil {
+		if n, why = t.begin(e, kind, outside, &p); n == nil {
 			return why
 		}
 	}
@@ -84,21 +84,25 @@ func (t *Table) out(e *Edge, h []byte, open int) ndiscore.DropReason {
 	return ndiscore.DropNone
 }
 
-// cameBy is the edge by which p, which is about to leave and belongs to no flow,
-// came from outside, as Through has noticed; nil if it did not.
-func (t *Table) cameBy(p *header) *Edge {
-	k := p.tuple
-	k.side &^= sideOut
-	for _, e := range t.byID {
-		if e == nil {
+// origin tells whether p, which is about to leave by e and belongs to no flow, came
+// from outside, for a published port or as Through has noticed, and whether the
+// latter was by e, so that it goes back.
+func (t *Table) origin(e *Edge, p *header) (outside, back bool) {
+	came, answer := p.tuple, p.answer(sideOut)
+	came.side &^= sideOut
+	for _, by := range t.byID {
+		if by == nil {
 			continue
 		}
-		k.edge = e.id
-		if n := t.alive(&k); n != nil && n.flow.kind == flowThrough && n.dir == 0 {
-			return e
+		came.edge, answer.edge = by.id, by.id
+		if n := t.alive(&came); n != nil && n.flow.kind == flowThrough && n.dir == 0 {
+			outside, back = true, back || by == e
+		}
+		if n := t.alive(&answer); n != nil && n.flow.kind == flowForward && n.dir == 1 {
+			outside = true
 		}
 	}
-	return nil
+	return outside, back
 }
 
 // translated is what a packet with n's tuple becomes; its side and edge stay.

@@ -217,6 +217,58 @@ func TestThrough(t *testing.T) {
 	is(t, w.mustOut(t, tcp(c, ap(server4, 998), flagSYN).frame()), ap(pub4, 22), ap(server4, 998))
 }
 
+// TestTransit: who is outside and has his packets leave again gets no address of the
+// router by the edge by which they came. By another one he must, but as somebody
+// outside.
+func TestTransit(t *testing.T) {
+	c := testConfig()
+	c.Interfaces = append(c.Interfaces, Interface{Name: "wan2", Addresses: prefixes("198.51.100.1/24", "2001:db8:7::1/64"), Masquerade: true, Masquerade6: true})
+	both(t, func(t *testing.T, _, server, _ netip.Addr) {
+		w := newWorld(t, Limits{}, c)
+		stranger := server.Next()
+		for _, p := range []pkt{tcp(ap(stranger, 9), ap(server, 80), flagSYN), udp(ap(stranger, 9), ap(server, 80)), echo(ap(stranger, 9), ap(server, 0), false), {proto: 47, src: ap(stranger, 0), dst: ap(server, 0), size: 9}} {
+			for _, f := range append(p.fragments(24), p.frame()) {
+				if why := w.wan.Through(f); why != ndiscore.DropNone {
+					t.Fatal(why)
+				}
+				same(t, w.mustOut(t, f), f)
+			}
+		}
+		p := tcp(ap(stranger, 9), ap(server, 80), flagSYN)
+		var why [1]ndiscore.DropReason
+		w.Edge("wan2").Out([]*ndiscore.Frame{p.frame()}, why[:])
+		for _, f := range w.Flows(Filter{}, 0) {
+			if f.Kind != "through" && f.Interface != "wan2" {
+				t.Errorf("%+v", f)
+			}
+		}
+		if why[0] != ndiscore.DropNone || w.outside != 5 || w.live != 5 {
+			t.Errorf("%s: of %d flows %d were begun outside", why[0], w.live, w.outside)
+		}
+		// So is one from there to a port published here.
+		c := c
+		c.Forwards = []Forward{{"wan", "tcp", PortRange{80, 80}, ap(other4, 80)}}
+		w.Configure(c)
+		w.wan.In(tcp(ap(server4, 7), ap(pub4, 80), flagSYN).frame(), w.Edge("wan2"), new(Copy))
+		if w.outside != 6 || w.live != 6 {
+			t.Errorf("of %d flows %d were begun outside", w.live, w.outside)
+		}
+		// And one that leaves again since the port is published for a host outside.
+		c.Forwards = []Forward{{"wan", "tcp", PortRange{80, 80}, ap(hop4, 80)}}
+		w.Configure(c)
+		q := tcp(ap(server4, 8), ap(pub4, 80), flagSYN)
+		is(t, w.mustOut(t, w.mustIn(t, q.frame(), false)), ap(pub4, 8), ap(hop4, 80))
+		is(t, w.mustOut(t, w.mustIn(t, tcp(ap(hop4, 80), ap(pub4, 8), flagSYN|flagACK).frame(), false)), ap(pub4, 80), ap(server4, 8))
+		if w.outside != 7 || w.live != 7 {
+			t.Errorf("of %d flows %d were begun outside", w.live, w.outside)
+		}
+		w.Flush(Filter{}, "test")
+		if w.outside != 0 {
+			t.Errorf("%d flows are left outside", w.outside)
+		}
+	})
+}
+
 // TestErrors: an ICMP error reaches who sent the packet, with the packet as he
 // sent it.
 func TestErrors(t *testing.T) {
@@ -371,6 +423,34 @@ func TestOffload(t *testing.T) {
 		if g.Offload != f.Offload {
 			t.Errorf("%+v", g.Offload)
 		}
+	})
+	t.Run("ICMP", func(t *testing.T) {
+		both(t, func(t *testing.T, client, server, public netip.Addr) {
+			w := newWorld(t, Limits{}, testConfig())
+			w.mustOut(t, echo(ap(client, 7), ap(server, 0), false).frame())
+			g := w.mustOut(t, echo(ap(client.Next(), 7), ap(server, 0), false).frame())
+			l4, proto := ethernet+ipHeader(client), uint8(protoICMP)
+			typ := uint8(11)
+			if client.Is6() {
+				proto, typ = protoICMPv6, 3
+			}
+			id := binary.BigEndian.Uint16(g.Head[l4+4:])
+			for _, f := range []*ndiscore.Frame{
+				echo(ap(server, 0), ap(public, id), true).frame(),
+				icmpError(server, public, typ, 0, 0, g.Bytes(nil)[ethernet:], 60),
+			} {
+				n := f.Len() - l4
+				open := uint16(0)
+				if client.Is6() {
+					open = ndiscore.PseudoChecksum(server.AsSlice(), public.AsSlice(), proto, n)
+				}
+				binary.BigEndian.PutUint16(f.Head[l4+icmpCsum:], open)
+				f.Offload = ndiscore.Offload{Flags: ndiscore.NeedsCsum, CsumStart: uint16(l4), CsumOffset: icmpCsum}
+				h := w.mustIn(t, f, false).Bytes(nil)
+				binary.BigEndian.PutUint16(h[l4+icmpCsum:], ^ndiscore.Checksum(h[l4:], 0))
+				sound(t, frameOf(h))
+			}
+		})
 	})
 	t.Run("zero stays zero", func(t *testing.T) {
 		w := newWorld(t, Limits{}, testConfig())
