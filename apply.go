@@ -179,6 +179,7 @@ func adapterName(a config.Adapter) string     { return a.Name }
 func filterName(f config.Filter) string       { return f.Name }
 func bundleName(b config.Bundle) string       { return b.Name }
 func bridgeName(b config.Bridge) string       { return b.Name }
+func portName(p config.BridgePort) string     { return p.Name }
 func interfaceName(i config.Interface) string { return i.Name }
 func routeName(r config.Route) string         { return r.String() }
 func forwardName(f config.Forward) string     { return f.String() }
@@ -428,22 +429,20 @@ func (s *Switch) stepBridge(ctx context.Context, step config.Step, now, next *co
 	}
 	b, _ := named(now.Bridges, name, bridgeName)
 	n, _ := named(next.Bridges, name, bridgeName)
-	ports := slices.Clone(b.Ports)
+	ports, set := slices.Clone(b.Ports), slices.Clone(b.PortOptions)
 	switch {
 	case step.Kind == config.KindBridge:
-		b = n
+		b, set = n, n.PortOptions // ports come and go in steps of their own
 	case step.Op == config.OpRemove:
 		ports = slices.DeleteFunc(ports, func(p string) bool { return p == step.Name })
 	default:
 		ports = append(ports, step.Name)
-	}
-	b.Ports = ports
-	b.PortOptions = nil
-	for _, p := range n.PortOptions {
-		if slices.Contains(ports, p.Name) {
-			b.PortOptions = append(b.PortOptions, p)
+		if o, ok := named(n.PortOptions, step.Name, portName); ok {
+			set = with(set, o, portName)
 		}
 	}
+	b.Ports = ports
+	b.PortOptions = slices.DeleteFunc(slices.Clone(set), func(o config.BridgePort) bool { return !slices.Contains(ports, o.Name) })
 	options, err := s.bridgeOptions(b)
 	if err != nil {
 		return err

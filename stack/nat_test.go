@@ -2,9 +2,13 @@ package stack
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
@@ -418,6 +422,98 @@ func TestNATApply(t *testing.T) {
 	}
 	if _, err := d.router.FlushNAT(NATFilter{Interface: "x"}, "test"); !errors.Is(err, ndiscore.ErrNotFound) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestNATTransit: a host outside cannot use the router to speak in its name.
+func TestNATTransit(t *testing.T) {
+	d := newBed(t, natOptions(), 1500, 1500)
+	d.meet()
+	d.b.inject(talk("10.2.0.66:4000", "10.9.0.9:5000", 10))
+	sound(t, d.b.await(t, "the stranger's packet as it was", goes("10.2.0.66:4000", "10.9.0.9:5000")))
+}
+
+// TestNATUnderChange: everything that can be changed is, under traffic of all kinds,
+// some of it spoilt. Each frame received has one fate.
+func TestNATUnderChange(t *testing.T) {
+	o := natOptions()
+	o.NAT = NATLimits{Flows: 300, Fragments: 4}
+	d := newBed(t, o, 1500, 1500)
+	d.meet()
+	stop := time.Now().Add(1500 * time.Millisecond)
+	var wg sync.WaitGroup
+	for n, x := range []*memAdapter{d.a, d.b} {
+		x.mu.Lock()
+		x.drain = true
+		x.mu.Unlock()
+		wg.Go(func() { // ends when the time is up
+			r := rand.New(rand.NewPCG(uint64(n), 1))
+			one := func() *ndiscore.Frame {
+				e := natVersions[[]string{"v4", "v6"}[r.IntN(2)]]
+				port := func(s string) string {
+					return netip.AddrPortFrom(netip.MustParseAddrPort(s).Addr(), uint16(1+r.IntN(400))).String()
+				}
+				src, to := port(e.client), []string{port(e.server), e.service}
+				if x == d.b {
+					src, to = port(e.server), []string{port(e.public), e.service, port(e.client), port(e.server)}
+				}
+				f := talk(src, to[r.IntN(len(to))], r.IntN(1400))
+				if r.IntN(8) == 0 {
+					f.Head[14+r.IntN(len(f.Head)-14)] ^= 1 << r.IntN(8)
+				}
+				return split(f, 60+r.IntN(1000))
+			}
+			for time.Now().Before(stop) {
+				var frames []*ndiscore.Frame
+				for range 32 {
+					frames = append(frames, one())
+				}
+				x.inject(frames...)
+			}
+		})
+	}
+	wg.Go(func() { // ends when the time is up
+		for i := 0; time.Now().Before(stop); i++ {
+			o := natOptions()
+			o.NAT = NATLimits{Flows: 100 + 100*(i%3), Fragments: 4}
+			o.Interfaces[0].Masquerade = i%5 == 0
+			o.Interfaces[1].Masquerade, o.Interfaces[1].Masquerade6 = i%2 == 0, i%3 == 0
+			if i%3 == 1 {
+				o.Forwards = nil
+			}
+			if i%7 == 0 {
+				o.Interfaces[1].Addresses = prefixes("10.2.0.7/24", "fd02::1/64")
+			}
+			if err := d.router.Apply(t.Context(), o); err != nil {
+				t.Error(err)
+			}
+			if _, err := d.router.FlushNAT(NATFilter{Address: netip.MustParsePrefix("10.1.0.0/16")}, "test"); err != nil {
+				t.Error(err)
+			}
+			if _, err := d.router.NATFlows(NATFilter{Interface: "wan"}, 0); err != nil {
+				t.Error(err)
+			}
+			d.router.nat.Tick(time.Now())
+			runtime.Gosched()
+		}
+	})
+	wg.Wait()
+	all, err := d.core.Adapters(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range all {
+		c := a.Counters
+		sum := c.Forwarded + c.Delivered + c.RxHeld
+		for _, n := range c.RxDropped {
+			sum += n
+		}
+		if c.RxFrames != sum {
+			t.Errorf("%s: %d frames received, %d with a fate: %+v", a.Name, c.RxFrames, sum, c)
+		}
+	}
+	if s := d.router.Stats(); s["nat.flows"] > 300 || s["panics"] != 0 {
+		t.Errorf("%d flows, %d panics", s["nat.flows"], s["panics"])
 	}
 }
 

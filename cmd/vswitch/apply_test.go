@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -186,9 +189,110 @@ func TestConfigApply(t *testing.T) {
 		contains(t, "nat list", p.ask(t, &nat, "nat", "list", "--limit", "0"), "0 of ")
 	})
 
-	// A fault in force goes through a change of something else, and a switch that
-	// allows no faults any more lets it run out.
-	p.run(t, exitOK, "inject", "delay", "--on", "up1", "--detach", "--for", "50m", "delay=1ms")
+	t.Run("operations", func(t *testing.T) {
+		for _, step := range []struct{ op, says, state string }{
+			{"pause", "paused", "paused"}, {"start", "started", "running"}, {"stop", "stopped", "halted"}, {"start", "started", "running"},
+			{"restart", "restarted", "running"}, {"reset", "reset", "running"}, {"suspend", "suspended", ""}, {"resume", "resumed", "running"},
+		} {
+			out, _ := p.run(t, exitOK, "adapter", step.op, "--why", "drill "+step.op, "lan2")
+			if out != "adapter lan2 "+step.says+"\n" {
+				t.Errorf("adapter %s: %q", step.op, out)
+			}
+			var x control.Adapter
+			p.ask(t, &x, "adapter", "show", "lan2")
+			if step.state != "" && x.State != step.state || x.Suspended != (step.op == "suspend") {
+				t.Errorf("after %s: %+v", step.op, x)
+			}
+		}
+		_, talk := p.run(t, exitFailure, "adapter", "start", "lan2")
+		contains(t, "start of what runs", talk, "lan2", "running")
+		out, _ := p.run(t, exitOK, "events")
+		contains(t, "events", out, "drill stop", "drill reset", "drill suspend")
+
+		out, _ = p.run(t, exitOK, "adapter", "add", "--driver", "tap", "lan3", "mtu=9000", "queues=2")
+		contains(t, "adapter add", out, "adapter lan3 added")
+		var x control.Adapter
+		p.ask(t, &x, "adapter", "show", "lan3")
+		if x.MTU != 9000 || x.State != "running" {
+			t.Errorf("lan3: %+v", x)
+		}
+		p.run(t, exitOK, "adapter", "remove", "--force", "lan3")
+		p.run(t, exitOK, "config", "apply", changed) // forgets it for good
+	})
+	t.Run("attached", func(t *testing.T) {
+		for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+			cmd := p.command(t.Context(), "inject", "link-down", "--on", "lan2", "--for=40s")
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewReader(out)
+			first, err := lines.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			contains(t, "inject", first, "link-down on lan2 until")
+			var x control.Adapter
+			contains(t, "adapter show", p.ask(t, &x, "adapter", "show", "lan2"), "injected link-down")
+			if err := cmd.Process.Signal(signal); err != nil {
+				t.Fatal(err)
+			}
+			rest, _ := io.ReadAll(lines)
+			if err := cmd.Wait(); err != nil || string(rest) != "fault over: let go\n" {
+				t.Errorf("after %s: %q, %v", signal, rest, err)
+			}
+			// At once: it is over when the command is.
+			var faults control.FaultList
+			if p.ask(t, &faults, "inject", "list"); len(faults.Faults) != 0 {
+				t.Errorf("after %s: %+v", signal, faults)
+			}
+		}
+		// Killed, it cannot clear anything: its connection's end does.
+		cmd := p.command(t.Context(), "inject", "link-down", "--on", "lan2")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := lab.Eventually(ctx, "the fault of the killed owner to be over", func() error {
+			out, _ := p.run(t, exitOK, "inject", "list")
+			if strings.Contains(out, "link-down") {
+				return errors.New(out)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		text, _ := p.run(t, exitOK, "inject", "drop", "--on", "lan2", "every=3", "--for", "100ms", "--json")
+		var began control.Fault
+		var end control.FaultEnd
+		dec := json.NewDecoder(strings.NewReader(text))
+		if err := errors.Join(dec.Decode(&began), dec.Decode(&end)); err != nil || began.Kind != "drop" || end.End != control.EndExpired {
+			t.Errorf("%+v, %+v, %v", began, end, err)
+		}
+		var kinds control.FaultKindList
+		contains(t, "inject kinds", p.ask(t, &kinds, "inject", "kinds"), "link-down:", "    chance")
+		_, talk := p.run(t, exitFailure, "inject", "link-down", "--on", "nobody")
+		contains(t, "inject", talk, "nobody")
+		_, talk = p.run(t, exitBadInput, "inject", "drop", "--on", "lan2")
+		contains(t, "inject", talk, "chance")
+	})
+
+	// A fault in force outlives changes of other things, also that no more faults
+	// are allowed.
+	p.run(t, exitOK, "inject", "delay", "--on", "up0", "--detach", "--for", "50m", "delay=1ms")
 
 	now := p.state(t)
 	same := func(t *testing.T) {
@@ -240,6 +344,10 @@ func TestConfigApply(t *testing.T) {
 		out, _ := p.run(t, exitOK, "config", "apply", "--dry-run", changed)
 		contains(t, "config apply", out, "nothing to change")
 		ping(a, "10.7.1.254")
+		var faults control.FaultList
+		contains(t, "inject list", p.ask(t, &faults, "inject", "list"), "delay", "up0", "delay=1ms")
+		out, _ = p.run(t, exitOK, "inject", "clear", "--on", "up0")
+		contains(t, "inject clear", out, "1 fault cleared")
 	})
 	t.Run("back by SIGHUP", func(t *testing.T) {
 		if err := d.cmd.Process.Signal(syscall.SIGHUP); err != nil {

@@ -185,10 +185,11 @@ func TestWatchdogIsHonest(t *testing.T) {
 	if k, err := n.Read(make([]byte, 100)); err == nil {
 		t.Errorf("the watchdog hears %d bytes from a switch that does not run", k)
 	}
-	ran := make(chan error, 1)
+	ran, ready := make(chan error, 1), make(chan struct{})
 	run, stop := context.WithCancel(context.Background())
-	go func() { ran <- sw.Run(run, nil) }()
+	go func() { ran <- sw.Run(run, func() { close(ready) }) }()
 	n.next(t, notAlive)
+	wait(t, ready)
 	cancel()
 	wait(t, ended)
 	stop()

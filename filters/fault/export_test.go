@@ -70,3 +70,12 @@ func (f *Filter) Idle() bool {
 	}
 	return true
 }
+
+// Register writes a lease down that has yet to begin, as Inject does at first.
+func (j *Injector) Register(s Spec) error {
+	k, _, err := s.read()
+	if err == nil {
+		_, err = j.register(s, k)
+	}
+	return err
+}

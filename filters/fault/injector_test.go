@@ -201,6 +201,44 @@ func TestInsertFails(t *testing.T) {
 	}
 }
 
+// A fault may be cleared before it has begun: then it never does.
+func TestClearedBeforeItBegins(t *testing.T) {
+	r := newRig(t, nil, fault.Options{Allow: true})
+	for _, kind := range []string{"drop", "hang"} {
+		s, err := fault.ParseSpec(kind, append([]string{"on=b"}, map[string][]string{"drop": {"chance=1"}}[kind]...)...)
+		r.must(err)
+		r.must(r.j.Register(s))
+	}
+	if n, err := r.j.Clear(r.ctx(), fault.Selection{All: true}, "test"); n != 2 || err != nil {
+		t.Errorf("%d cleared: %v", n, err)
+	}
+	r.send(0, 1)
+	if got := r.arrived(); len(got) != 1 || len(r.filters("b")) != 0 || len(r.events("fault.cleared")) != 0 {
+		t.Errorf("arrived %v, filters %v", got, r.filters("b"))
+	}
+	// Everybody at once.
+	s, err := fault.ParseSpec("drop", "on=b", "chance=0")
+	r.must(err)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 200 {
+				if _, err := r.j.Inject(r.ctx(), s); err != nil && !errors.Is(err, ndiscore.ErrInvalidState) && !errors.Is(err, ndiscore.ErrResources) {
+					t.Error(err)
+				}
+			}
+		})
+		wg.Go(func() {
+			for range 200 {
+				if _, err := r.j.Clear(r.ctx(), fault.Selection{All: true}, "test"); err != nil && !errors.Is(err, ndiscore.ErrInvalidState) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // A fault stays on an adapter that is stopped and started, and goes with one
 // that is removed.
 func TestAdapterComesAndGoes(t *testing.T) {
