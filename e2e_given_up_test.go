@@ -19,7 +19,7 @@ driver = "fake"
 driver = "fake"
 `
 
-var errNoEnd = errors.New("Run does not end")
+var errNoEnd = errors.New("the switch does not end")
 
 // fakes runs a switch over fake adapters a, b and c, and says how Run ended.
 func fakes(t *testing.T, more string) (sw *vswitch.Switch, parse func(more string) *config.Config, adapters map[string]*ndistest.Adapter, end func() error) {
