@@ -180,7 +180,7 @@ func TestNATNDIS5(t *testing.T) {
 	lab.CheckLeaks(t)
 	u := newUplinks(t, uplinksNAT, "mode = \"ndis5\"\n")
 	ctx := within(t, 90*time.Second)
-	s := u.startStreams(t, "out", "forward")
+	s := u.startStreams(t, "out", "forward", "hairpin")
 	s.flow(t, "at first")
 	before := known(t, u.sw)
 	for i, other := range []string{"up1", "up0"} {

@@ -161,6 +161,11 @@ func (r *Router) deliver(it *punted) {
 		it.pkt.DecRef()
 		return
 	}
+	if it.class == classForward && r.nowOurs(it) {
+		r.stats.orphans.Add(1)
+		it.pkt.DecRef()
+		return
+	}
 	r.stats.delivered.Add(1)
 	if r.poison != nil {
 		r.poison(it.in)
@@ -182,6 +187,31 @@ func (r *Router) deliver(it *punted) {
 		up.DeliverNetworkPacket(it.pkt.NetworkProtocolNumber, it.pkt)
 	}
 	it.pkt.DecRef()
+}
+
+// nowOurs reports whether a packet that was to be forwarded when it came is for
+// an address that the router has got since: its interface was bound anew while the
+// packet waited. NAT, which might have translated it, has not seen it, and netstack
+// would refuse it and so end a connection. Its sender sends it again.
+func (r *Router) nowOurs(it *punted) bool {
+	t := r.fib.Load()
+	if it.fib == t {
+		return false
+	}
+	at, n, l := 16, 4, &t.v4
+	if it.pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber {
+		at, n, l = 24, 16, &t.v6
+	}
+	b, ok := it.pkt.Data().PullUp(at + n)
+	if !ok {
+		return false
+	}
+	k := key4(b[at:])
+	if n == 16 {
+		k = key6(b[at:])
+	}
+	e := l.lookup(k)
+	return e != nil && e.kind == fibLocal
 }
 
 // guarded runs f on the feeder, and if netstack panics in it, replaces

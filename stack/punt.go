@@ -12,6 +12,7 @@ type punted struct {
 	pkt   *netstack.PacketBuffer // owned by the queue
 	in    *port
 	super *port // see verdict.super
+	fib   *fib  // by which it was looked at
 	bytes int
 	class class
 }

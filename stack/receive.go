@@ -50,7 +50,7 @@ func (r *Router) receive(p *port, batch *ndiscore.Batch) {
 			f.Drop(v.drop)
 			continue
 		}
-		items[n] = punted{pkt: copyIn(v.frame, &v.verdict), in: p, super: v.super, bytes: v.l3len, class: v.class}
+		items[n] = punted{pkt: copyIn(v.frame, &v.verdict), in: p, super: v.super, fib: t, bytes: v.l3len, class: v.class}
 		from[n] = f
 		n++
 	}

@@ -121,7 +121,7 @@ func TestSupervisor(t *testing.T) {
 		write(bad.text)
 		reload()
 		want("READY=1\nSTATUS=running as before; the configuration was not applied: see the log")
-		contains(t, "the daemon's stderr", d.talk.String(), bad.complaint)
+		ndistest.Await(t, "the complaint about "+bad.complaint, func() bool { return strings.Contains(d.talk.String(), bad.complaint) })
 		shown("debug")
 	}
 	if err := os.Remove(file); err != nil {
