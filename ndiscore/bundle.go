@@ -376,7 +376,9 @@ func (m *machine) view(b *mBundle) (v BundleView, order []int) {
 		Balance: b.balance,
 	}
 	for vi, i := range order {
-		if i == b.set.member {
+		// Until the team runs nothing is carried, and no choice is one to keep:
+		// members that are bound one after the other must not count as lost.
+		if t := m.adapter(b.name); i == b.set.member && t != nil && t.state == StateRunning {
 			v.Active = vi
 		}
 		mv := m.memberView(b, b.members[i])

@@ -66,7 +66,7 @@ const (
 func picks(verb string) []Param {
 	return []Param{
 		{Name: "chance", Unit: UnitShare, min: 0, max: 1, Help: verb + " this share of the frames, by chance"},
-		{Name: "every", Unit: UnitCount, min: 1, max: mostCount, Help: verb + " every so manieth frame"},
+		{Name: "every", Unit: UnitCount, min: 1, max: mostCount, Help: verb + " every Nth frame"},
 		{Name: "first", Unit: UnitCount, min: 1, max: mostCount, Help: verb + " so many frames, the first to come, and then no more"},
 		{Name: "burst", Unit: UnitCount, Default: "1", min: 1, max: mostCount, Help: "how many frames in a row each time (with chance and every)"},
 	}
