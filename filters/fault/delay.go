@@ -310,7 +310,7 @@ func (d *delay) run(w *ndiscore.Worker) {
 	out.Borrowed = true
 	var given [ndiscore.BatchFrames]int32
 	clock := d.f.h.Clock()
-	for {
+	for ending := false; ; {
 		wait := time.Duration(-1)
 		now := clock.Now()
 		for i, l := range d.lines {
@@ -331,17 +331,17 @@ func (d *delay) run(w *ndiscore.Worker) {
 				l.recycle(given[:n])
 			}
 		}
+		if ending {
+			return
+		}
 		var timer ndiscore.Timer
 		if wait >= 0 {
 			timer = clock.AfterFunc(wait, d.poke)
 		}
 		select {
 		case <-d.wake:
-		case <-d.end:
-			if timer != nil {
-				timer.Stop()
-			}
-			return
+		case <-d.end: // which may have come together with a wake-up to drain
+			ending = true
 		}
 		if timer != nil {
 			timer.Stop()
