@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -177,9 +176,6 @@ func TestFaultKinds(t *testing.T) {
 
 // TestFaultDelay sees a delay in the round trip, and its end.
 func TestFaultDelay(t *testing.T) {
-	if _, ok := reflect.TypeFor[ndiscore.FilterHandle]().MethodByName("NewWorker"); !ok {
-		t.Skip("the core gives filters no workers")
-	}
 	b := newBroken(t)
 	ctx := within(t, 60*time.Second)
 	const each = 60 * time.Millisecond

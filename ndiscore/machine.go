@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -632,89 +631,6 @@ func (m *machine) nextDown(a *mAdapter) (action, bool) {
 	return action{}, false
 }
 
-// want is one binding that the configuration asks for.
-type want struct {
-	protocol *mProtocol
-	target   string
-}
-
-// wanted lists who is to be bound to a, in the order of the protocols. An
-// ndis5 bundle shows protocols its primary under the bundle's name, and hides
-// its secondaries whatever they are called by (B-5).
-func (m *machine) wanted(a *mAdapter) []want {
-	if a.inhibited {
-		return nil
-	}
-	name := a.name
-	if b := m.bundleOf(a); b != nil && b.mode == BundleNDIS5 {
-		if b.primary != a.name {
-			return nil
-		}
-		name = b.name
-	}
-	var ws []want
-	for _, p := range m.protocols {
-		if p.leaving || p.shuns[a.name] {
-			continue
-		}
-		for _, t := range p.targets {
-			if (t == name || t == a.name) && !m.elsewhere(a, p, t) {
-				ws = append(ws, want{p, t})
-			}
-		}
-	}
-	return ws
-}
-
-// unwanted finds a binding that nobody asks for any more: its protocol has left,
-// or gave up the target. One that failed is forgotten on the way.
-func (m *machine) unwanted(a *mAdapter) *mBinding {
-	ws := m.wanted(a)
-	for i := len(a.bindings) - 1; i >= 0; i-- {
-		b := a.bindings[i]
-		if slices.Contains(ws, want{b.protocol, b.target}) || m.lingersFor(a, b) {
-			continue
-		}
-		if b.state != BindingUnbound {
-			return b
-		}
-		a.bindings = slices.Delete(a.bindings, i, i+1)
-	}
-	return nil
-}
-
-// leave is the next step to the end of a binding that nobody wants.
-func (b *mBinding) leave() action {
-	act := action{kind: actUnbind, protocol: b.protocol.name, target: b.target}
-	switch {
-	case b.state == BindingRunning:
-		act.kind = actPauseBinding
-	case b.protocol.leaving:
-		act.why = "its protocol leaves"
-	case !slices.Contains(b.protocol.targets, b.target):
-		act.why = "its protocol has other targets"
-	}
-	return act
-}
-
-func (a *mAdapter) binding(p *mProtocol, target string) *mBinding {
-	for _, b := range a.bindings {
-		if b.protocol == p && b.target == target {
-			return b
-		}
-	}
-	return nil
-}
-
-func (a *mAdapter) bindingOf(act *action) *mBinding {
-	for _, b := range a.bindings {
-		if b.protocol.name == act.protocol && b.target == act.target {
-			return b
-		}
-	}
-	return nil
-}
-
 // began records that a call is under way.
 func (m *machine) began(a *mAdapter, act action) {
 	switch act.kind {
@@ -868,15 +784,6 @@ func (m *machine) done(a *mAdapter, ev event) {
 	}
 }
 
-func (a *mAdapter) dropBinding(act *action) {
-	for i, b := range a.bindings {
-		if b.protocol.name == act.protocol && b.target == act.target {
-			a.bindings = append(a.bindings[:i:i], a.bindings[i+1:]...)
-			return
-		}
-	}
-}
-
 // How long after a start that failed for a device that had come back the next
 // one is tried.
 const (
@@ -924,37 +831,4 @@ func (m *machine) filterFailed(a *mAdapter, f *mFilter, err error) {
 	m.failed(a, err)
 	m.down(a, HaltInitFailed, event{why: err.Error()})
 	a.remove = true
-}
-
-// bindsComplete tells each protocol, once, that it has seen all its adapters.
-func (m *machine) bindsComplete() {
-	for _, p := range m.protocols {
-		if p.complete || len(p.targets) == 0 {
-			continue
-		}
-		all := true
-		for _, t := range p.targets {
-			if !m.settled(p, t) {
-				all = false
-				break
-			}
-		}
-		if all {
-			p.complete = true
-			m.emit(action{kind: actBindsComplete, protocol: p.name})
-		}
-	}
-}
-
-// settled reports whether target has been offered to p and is running.
-func (m *machine) settled(p *mProtocol, target string) bool {
-	a := m.adapter(target)
-	if b := m.bundle(target); b != nil && b.mode == BundleNDIS5 {
-		a = m.adapter(b.primary)
-	}
-	if a == nil || a.busy || a.goal != goalUp {
-		return false
-	}
-	b := a.binding(p, target)
-	return b != nil && (b.state == BindingRunning || b.failed)
 }

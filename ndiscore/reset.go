@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -333,91 +332,4 @@ func (a *mAdapter) condition() string {
 		return a.state.String() + ", its device vanished"
 	}
 	return a.state.String()
-}
-
-// --- Protocols that change their mind ---------------------------------------
-
-func (p *mProtocol) shun(adapter string) {
-	if p.shuns == nil {
-		p.shuns = map[string]bool{}
-	}
-	p.shuns[adapter] = true
-}
-
-// reenumerate offers a protocol again what it is not bound to (P-13).
-func (m *machine) reenumerate(ev event) {
-	p := m.protocol(ev.protocol)
-	if p == nil {
-		m.reply(ev.reply, fmt.Errorf("protocol %s: %w", ev.protocol, ErrNotFound))
-		return
-	}
-	p.shuns = nil
-	for _, a := range m.adapters {
-		for _, b := range a.bindings {
-			if b.protocol == p {
-				b.failed = false
-			}
-		}
-	}
-	m.reply(ev.reply, nil)
-}
-
-// leave answers when a protocol is bound to nothing that it does not want.
-func (m *machine) leave(ev event) {
-	p := m.protocol(ev.protocol)
-	m.leavers = append(m.leavers, leaver{protocol: p, reply: ev.reply})
-	if !p.leaving {
-		m.emit(action{kind: actBindList, protocol: p.name})
-	}
-}
-
-func (m *machine) left() {
-	keep := m.leavers[:0]
-	for _, l := range m.leavers {
-		if held, stuck := m.holds(l); held && !stuck {
-			keep = append(keep, l)
-			continue
-		} else if stuck {
-			m.reply(l.reply, fmt.Errorf("unbind: %w", ErrQuarantined))
-			continue
-		}
-		if l.protocol != nil && l.protocol.leaving {
-			for _, a := range m.adapters { // where it could not be bound: its name may come again
-				a.bindings = slices.DeleteFunc(a.bindings, func(b *mBinding) bool { return b.protocol == l.protocol })
-			}
-			for i, p := range m.protocols {
-				if p == l.protocol {
-					m.protocols = append(m.protocols[:i:i], m.protocols[i+1:]...)
-					break
-				}
-			}
-			m.emit(action{kind: actLeft, protocol: l.protocol.name})
-		}
-		m.reply(l.reply, nil)
-	}
-	m.leavers = keep
-}
-
-// holds reports whether there is a binding that l waits for the end of, and
-// whether that is one that its protocol cannot be rid of.
-func (m *machine) holds(l leaver) (held, stuck bool) {
-	for _, a := range m.adapters {
-		if l.protocol == nil && !slices.Contains(l.adapters, a.name) {
-			continue
-		}
-		ws := m.wanted(a)
-		for _, b := range a.bindings {
-			if l.protocol != nil && b.protocol != l.protocol || b.state == BindingUnbound {
-				continue
-			}
-			wanted := false
-			for _, w := range ws {
-				wanted = wanted || w.protocol == b.protocol && w.target == b.target
-			}
-			if !wanted {
-				held, stuck = true, stuck || a.stuck && !a.busy || a.state == StateShutdown
-			}
-		}
-	}
-	return held, stuck
 }

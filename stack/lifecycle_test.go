@@ -16,17 +16,13 @@ import (
 	"gvisor.dev/gvisor/pkg/refs"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
-// eventually polls cond, which what describes.
+// eventually waits for cond, which what describes.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if cond() {
-			return
-		}
-	}
-	t.Fatalf("not within 20 s: %s", what)
+	ndistest.Await(t, what, cond)
 }
 
 // manualClock stands still until it is advanced.

@@ -66,7 +66,7 @@ func TestLinkDown(t *testing.T) {
 }
 
 func TestHang(t *testing.T) {
-	clock := newManual()
+	clock := ndistest.NewClock()
 	r := newRig(t, clock, fault.Options{Allow: true})
 	l := r.inject("hang", "on=a", "heals=true", "for=1h")
 	r.send(0, 3)
@@ -129,7 +129,7 @@ func TestFailInit(t *testing.T) {
 }
 
 func TestResetStorm(t *testing.T) {
-	clock := newManual()
+	clock := ndistest.NewClock()
 	r := newRig(t, clock, fault.Options{Allow: true})
 	l := r.inject("reset-storm", "on=a", "every=100ms", "for=1h")
 	for want := range int32(2) {

@@ -14,68 +14,6 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
-// manual is a clock that only Advance moves.
-type manual struct {
-	mu     sync.Mutex
-	now    time.Time
-	timers []*timer
-}
-
-type timer struct {
-	c  *manual
-	at time.Time
-	f  func()
-}
-
-func newManual() *manual { return &manual{now: time.Unix(1700000000, 0)} }
-
-func (c *manual) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *manual) AfterFunc(d time.Duration, f func()) ndiscore.Timer {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t := &timer{c, c.now.Add(d), f}
-	c.timers = append(c.timers, t)
-	return t
-}
-
-func (t *timer) Stop() bool {
-	t.c.mu.Lock()
-	defer t.c.mu.Unlock()
-	n := len(t.c.timers)
-	t.c.timers = slices.DeleteFunc(t.c.timers, func(x *timer) bool { return x == t })
-	return len(t.c.timers) < n
-}
-
-// Advance moves time on and calls what is due.
-func (c *manual) Advance(d time.Duration) {
-	c.mu.Lock()
-	c.now = c.now.Add(d)
-	var due []*timer
-	c.timers = slices.DeleteFunc(c.timers, func(t *timer) bool {
-		if t.at.After(c.now) {
-			return false
-		}
-		due = append(due, t)
-		return true
-	})
-	c.mu.Unlock()
-	for _, t := range due {
-		t.f()
-	}
-}
-
-// Waits is how many timers are set.
-func (c *manual) Waits() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.timers)
-}
-
 // passed is a frame that came out of the filter.
 type passed struct {
 	data    []byte
@@ -87,7 +25,7 @@ type passed struct {
 // handle is the core as the filter sees it, without a core.
 type handle struct {
 	core  *ndiscore.Core // for workers
-	clock *manual
+	clock *ndistest.Clock
 	// refuse is what Send says of every frame.
 	refuse ndiscore.DropReason
 	// look, if set, sees each frame as it passes.
@@ -168,7 +106,7 @@ func newUnit(t testing.TB, specs ...[]string) *unit {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &unit{t, &handle{core: core, clock: newManual(), dropped: map[ndiscore.DropReason]uint64{}}, f, w}
+	u := &unit{t, &handle{core: core, clock: ndistest.NewClock(), dropped: map[ndiscore.DropReason]uint64{}}, f, w}
 	if err := f.Attach(context.Background(), u.handle); err != nil {
 		t.Fatal(err)
 	}

@@ -82,7 +82,7 @@ func TestReceiveSide(t *testing.T) {
 }
 
 func TestExpiry(t *testing.T) {
-	clock := newManual()
+	clock := ndistest.NewClock()
 	r := newRig(t, clock, fault.Options{Allow: true, Longest: time.Hour})
 	r.inject("drop", "on=b", "chance=1", "for=10s")
 	r.inject("link-down", "on=b", "for=20s")

@@ -19,7 +19,7 @@ import (
 type rig struct {
 	t     testing.TB
 	core  *ndiscore.Core
-	clock *manual // nil: the system's
+	clock *ndistest.Clock // nil: the system's
 	j     *fault.Injector
 	p     *ndistest.Protocol
 	a, b  *ndistest.Adapter
@@ -37,7 +37,7 @@ type resettable struct {
 func (r *resettable) Reset(context.Context) (bool, error) { r.resets.Add(1); return false, nil }
 func (r *resettable) CheckForHang() bool                  { return r.hangs.Load() }
 
-func newRig(t testing.TB, clock *manual, o fault.Options) *rig {
+func newRig(t testing.TB, clock *ndistest.Clock, o fault.Options) *rig {
 	t.Helper()
 	r := &rig{t: t, clock: clock}
 	co := ndiscore.Options{}

@@ -52,6 +52,13 @@ func (t *timer) Stop() bool {
 	return len(t.clock.timers) < n
 }
 
+// Waits is how many timers are set.
+func (c *Clock) Waits() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.timers)
+}
+
 // Advance moves the clock on, and calls what is due in order of its time.
 func (c *Clock) Advance(d time.Duration) {
 	c.mu.Lock()
