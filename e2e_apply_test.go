@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +27,7 @@ type town struct {
 	a, b, c, d *lab.Host
 	flows      map[string]*lab.UDPFlow
 
-	full uint64 // frames that the kernel had no room for, so far
+	full queues // frames that found no room, so far
 }
 
 // plan is what the configuration of a town says, beyond what never changes.
@@ -150,35 +148,18 @@ func (w *town) cost(t *testing.T, name string) (lost map[string]uint64) {
 			}
 		}
 	}
-	full := ringFull(t, w.sw.Switch) + backlogFull(t)
+	full := fullQueues(t, w.sw.Switch)
 	if l, err := w.a.Netlink().LinkByName("lan0"); err == nil {
-		full += l.Attrs().Statistics.TxDropped // the queue of the TAP
+		full["TAP"] = l.Attrs().Statistics.TxDropped
 	}
-	if now := full - w.full; now > 0 {
-		t.Logf("%s: this process was not run for so long that %d frames did not fit the kernel's queues", name, now)
+	if now := full.since(w.full); now > 0 {
+		t.Logf("%s: this process was not run for so long that %d frames found a queue full", name, now)
 		for k := range lost {
 			lost[k] -= min(lost[k], now)
 		}
 	}
 	w.full = full
 	return lost
-}
-
-// backlogFull counts the packets that went from one device to another, a veth
-// most often, while the kernel's queue between them was full. It is of the whole
-// machine.
-func backlogFull(t *testing.T) (n uint64) {
-	t.Helper()
-	text, err := os.ReadFile("/proc/net/softnet_stat")
-	must(t, err)
-	for line := range strings.Lines(string(text)) { // one for each CPU: processed, dropped, …
-		if f := strings.Fields(line); len(f) > 1 {
-			v, err := strconv.ParseUint(f[1], 16, 64)
-			must(t, err)
-			n += v
-		}
-	}
-	return n
 }
 
 // lossless checks that doing something costs nobody a frame, and that nothing
@@ -564,10 +545,10 @@ func TestOperateUnderLoad(t *testing.T) {
 // so many.
 func (u *uplinks) cost(t *testing.T, name string, mayLose uint64) {
 	t.Helper()
-	full := ringFull(t, u.sw.Switch)
+	before := fullQueues(t, u.sw.Switch)
 	s := u.udp.Snapshot(within(t, 30*time.Second))
 	t.Logf("%-22s lost %d+%d of %d+%d, longest gap %v, %v", name, s.AtoB.Lost, s.BtoA.Lost, s.AtoB.Sent, s.BtoA.Sent, ms(s.AtoB.LongestGap), ms(s.BtoA.LongestGap))
-	full = ringFull(t, u.sw.Switch) - full
+	full := fullQueues(t, u.sw.Switch).since(before)
 	for _, d := range []lab.DirectionStats{s.AtoB, s.BtoA} {
 		if d.Duplicated > 0 || d.Corrupted > 0 || d.Lost > mayLose+d.Overrun+full+starved(d) {
 			t.Errorf("%s: %+v, may lose %d", name, d, mayLose)

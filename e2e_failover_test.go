@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/seed-b14e907b/vswitch"
 	"github.com/seed-b14e907b/vswitch/control"
 	"github.com/seed-b14e907b/vswitch/lab"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
@@ -177,7 +176,7 @@ func (u *uplinks) through(t *testing.T, bytes uint64) {
 // cost. It returns what happened meanwhile.
 func (u *uplinks) phase(t *testing.T, name, active string, mayLose uint64, do func() error) []ndiscore.Event {
 	t.Helper()
-	mark, full := newest(u.sw.Switch), ringFull(t, u.sw.Switch)
+	mark, before := newest(u.sw.Switch), fullQueues(t, u.sw.Switch)
 	must(t, do())
 	ctx := within(t, 30*time.Second)
 	if _, err := u.sw.WaitEvent(ctx, mark, func(e ndiscore.Event) bool { return e.What == "bundle.active" && e.To == active }); err != nil {
@@ -189,9 +188,9 @@ func (u *uplinks) phase(t *testing.T, name, active string, mayLose uint64, do fu
 	s := u.udp.Snapshot(ctx)
 	t.Logf("%-22s lost %d+%d of %d+%d, longest gap %v, %v; sender late by %v, %v", name, s.AtoB.Lost, s.BtoA.Lost, s.AtoB.Sent, s.BtoA.Sent,
 		ms(s.AtoB.LongestGap), ms(s.BtoA.LongestGap), ms(s.AtoB.SenderLate), ms(s.BtoA.SenderLate))
-	full = ringFull(t, u.sw.Switch) - full
+	full := fullQueues(t, u.sw.Switch).since(before)
 	if full > 0 {
-		t.Logf("%s: this process was not run for so long that %d frames did not fit the kernel's rings", name, full)
+		t.Logf("%s: this process was not run for so long that %d frames found a queue full", name, full)
 	}
 	for _, d := range []lab.DirectionStats{s.AtoB, s.BtoA} {
 		if d.Duplicated > 0 || d.Corrupted > 0 {
@@ -214,15 +213,6 @@ func starved(d lab.DirectionStats) uint64 {
 		return 0
 	}
 	return uint64(d.SenderLate / time.Millisecond) // at 1 kHz
-}
-
-// ringFull counts frames that arrived while the machine let nobody fetch them.
-func ringFull(t *testing.T, sw *vswitch.Switch) (n uint64) {
-	t.Helper()
-	for _, c := range counters(t, sw) {
-		n += c.Device["kernel_ring_full"]
-	}
-	return n
 }
 
 func ms(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
@@ -409,6 +399,7 @@ func TestFailbackNever(t *testing.T) {
 	lab.CheckLeaks(t)
 	u := newUplinks(t, uplinksRouter, "failback = \"never\"\nhold = \"0s\"\n")
 	u.load(t)
+	mark := newest(u.sw.Switch)
 	u.phase(t, "up0 deleted", "up1", lossFailure, func() error { return u.wires[0].Cut(lab.EndA) })
 	must(t, u.wires[0].Restore(lab.EndA))
 	ctx := within(t, 30*time.Second)
@@ -424,15 +415,16 @@ func TestFailbackNever(t *testing.T) {
 	}))
 	u.through(t, 1<<20)
 	u.phase(t, "up1 deleted", "up0", lossFailure, func() error { return u.wires[1].Cut(lab.EndA) })
-	var moves []string
-	events, _, _ := u.sw.Events(0)
+	var moves, whys []string
+	events, _, _ := u.sw.Events(mark)
 	for _, e := range events {
 		if e.What == "bundle.active" {
 			moves = append(moves, e.From+">"+e.To)
+			whys = append(whys, e.Why)
 		}
 	}
-	if want := []string{">up0", "up0>up1", "up1>up0"}; !slices.Equal(moves, want) {
-		t.Errorf("moves %v, want %v", moves, want)
+	if want := []string{"up0>up1", "up1>up0"}; !slices.Equal(moves, want) {
+		t.Errorf("moves %v, want %v: %q", moves, want, whys)
 	}
 	u.end(t)
 }

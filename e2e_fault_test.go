@@ -18,14 +18,16 @@ import (
 // broken in one line.
 type broken struct {
 	*pair
-	sw *lab.Switch
+	sw   *lab.Switch
+	full queues // when it began
 }
 
 func newBroken(t *testing.T) *broken {
 	t.Helper()
 	lab.CheckLeaks(t)
 	p, text := newPair(t, pairOptions{kinds: [2]string{"tap", "veth"}, mtu: [2]int{1500, 1500}})
-	b := &broken{p, start(t, p.l, text)}
+	b := &broken{pair: p, sw: start(t, p.l, text)}
+	b.full = fullQueues(t, b.sw.Switch)
 	p.address(t)
 	return b
 }
@@ -130,7 +132,7 @@ func hit(sw *lab.Switch, frames uint64) error {
 // that.
 func (b *broken) starved(t *testing.T, s lab.FlowStats) bool {
 	t.Helper()
-	if n := ringFull(t, b.sw.Switch) + s.AtoB.Overrun + s.BtoA.Overrun; n > 0 {
+	if n := fullQueues(t, b.sw.Switch).since(b.full) + s.AtoB.Overrun + s.BtoA.Overrun; n > 0 {
 		t.Logf("the machine let %d frames be lost: not judged", n)
 		return true
 	}

@@ -204,8 +204,7 @@ func (u *uplinks) round(t *testing.T, k *failure, watch *linkWatch) {
 	watch.forget()
 	move := func(do func(context.Context) error, to string, mayLose uint64) (active time.Time, seen []ndiscore.Event, lost float64, late time.Duration) {
 		t.Helper()
-		mark, full := newest(u.sw.Switch), backlogFull(t)
-		rings := counters(t, u.sw.Switch)
+		mark, before := newest(u.sw.Switch), fullQueues(t, u.sw.Switch)
 		waited := make(chan error, 1)
 		go func() { // "waiter": ends with the event or ctx
 			_, err := u.sw.WaitEvent(ctx, mark, func(e ndiscore.Event) bool { return e.What == "bundle.active" && e.To == to })
@@ -218,10 +217,7 @@ func (u *uplinks) round(t *testing.T, k *failure, watch *linkWatch) {
 		}
 		u.through(t, 512<<10) // some 125 ms
 		s := u.udp.Snapshot(ctx)
-		full = backlogFull(t) - full
-		for name, c := range counters(t, u.sw.Switch) { // a device that came back counts anew
-			full += c.Device["kernel_ring_full"] - min(c.Device["kernel_ring_full"], rings[name].Device["kernel_ring_full"])
-		}
+		full := fullQueues(t, u.sw.Switch).since(before)
 		var worst uint64
 		for _, d := range []lab.DirectionStats{s.AtoB, s.BtoA} {
 			n := d.Lost - min(d.Lost, d.Overrun+full)

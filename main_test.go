@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,48 @@ func counters(t *testing.T, sw *vswitch.Switch) map[string]ndiscore.Counters {
 		t.Fatal(err)
 	}
 	return st.Adapters
+}
+
+// queues counts, by queue, the frames that found it full. It happens when the
+// machine does not run for a while who should empty it.
+type queues map[string]uint64
+
+func fullQueues(t *testing.T, sw *vswitch.Switch) queues {
+	t.Helper()
+	q := queues{"backlog": backlogFull(t)}
+	for name, c := range counters(t, sw) {
+		if len(c.Device) > 0 { // not the virtual ones: they count the same frames again
+			q[name+" ring"] = c.Device["kernel_ring_full"]
+			q[name+" punt"] = c.RxDropped[ndiscore.DropPuntFull.String()]
+		}
+	}
+	return q
+}
+
+// since is how many there were after an earlier look. A device that came back
+// counts anew.
+func (q queues) since(before queues) (n uint64) {
+	for name, v := range q {
+		n += v - min(v, before[name])
+	}
+	return n
+}
+
+// backlogFull counts the packets that went from one device to another, a veth
+// most often, while the kernel's queue between them was full. It is of the whole
+// machine.
+func backlogFull(t *testing.T) (n uint64) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/net/softnet_stat")
+	must(t, err)
+	for line := range strings.Lines(string(text)) { // one for each CPU: processed, dropped, …
+		if f := strings.Fields(line); len(f) > 1 {
+			v, err := strconv.ParseUint(f[1], 16, 64)
+			must(t, err)
+			n += v
+		}
+	}
+	return n
 }
 
 // addUp checks that every received frame of every adapter ended in exactly one

@@ -229,11 +229,11 @@ func (p *pinger) run(ctx context.Context) error {
 	defer p.s.interruptBy(ctx)()
 	start := time.Now()
 	for seq := range p.o.Count {
+		p.sentAt[seq] = time.Now() // before it goes: a round trip is never told shorter than it was
 		err := p.s.send(p.request(seq), p.to)
 		if cerr := ctx.Err(); cerr != nil {
 			return ctxErr(ctx)
 		}
-		p.sentAt[seq] = time.Now()
 		p.res.Sent++
 		p.open++
 		if err != nil {

@@ -266,10 +266,16 @@ func (f *UDPFlow) begin() {
 	f.snap.Unlock()
 	f.a.in.open(f.snap.began)
 	f.b.in.open(f.snap.began)
-	f.sends.Go(func() { f.send(&f.a, dirAB) })
-	if !f.o.OneWay {
-		f.sends.Go(func() { f.send(&f.b, dirBA) })
+	var first sync.WaitGroup // however busy the machine is, a flow that has begun has sent
+	sender := func(s *flowSide, dir byte) {
+		first.Add(1)
+		f.sends.Go(func() { f.send(s, dir, first.Done) })
 	}
+	sender(&f.a, dirAB)
+	if !f.o.OneWay {
+		sender(&f.b, dirBA)
+	}
+	first.Wait()
 }
 
 // A datagram: magic 0-4, kind 4, direction 5, flow id 8-16, sequence number 16-24, time of sending in Unix
@@ -307,8 +313,11 @@ func (f *UDPFlow) put(s *flowSide, kind, dir byte, seq uint64, b []byte) error {
 	return err
 }
 
-// send is a sender's goroutine: started by begin, ended by done.
-func (f *UDPFlow) send(s *flowSide, dir byte) {
+// send is a sender's goroutine: started by begin, ended by done. It calls begun
+// once, after its first datagram or without any.
+func (f *UDPFlow) send(s *flowSide, dir byte, begun func()) {
+	begun = sync.OnceFunc(begun)
+	defer begun()
 	b := make([]byte, f.o.Size)
 	for i := flowHeader; i < len(b); i++ {
 		b[i] = byte(i * 7)
@@ -324,6 +333,7 @@ func (f *UDPFlow) send(s *flowSide, dir byte) {
 		if err := f.put(s, flowData, dir, seq, b); err != nil {
 			s.out.sendErrors.Add(1)
 		}
+		begun()
 	}
 }
 
