@@ -363,6 +363,10 @@ func (s *Switch) stepBundle(ctx context.Context, step config.Step, now, next *co
 		return nil
 	}
 	b, _ := named(next.Bundles, step.Name, bundleName)
+	if step.Members != nil {
+		b, _ = named(now.Bundles, step.Name, bundleName)
+		b.Members = step.Members
+	}
 	spec, err := bundleSpec(b)
 	if err != nil {
 		return err

@@ -63,6 +63,9 @@ type Step struct {
 	// without the filter itself). Of anything else it is the place in its list
 	// of the new configuration, for remove of the old one.
 	Index int `json:"index"`
+	// Members are, where a bundle gives up members before anything else is done,
+	// those that it keeps meanwhile.
+	Members []string `json:"members,omitempty"`
 	// Again marks the two halves of making something anew: a remove that an add
 	// follows, and that add. What stands on it loses it and finds it again by
 	// its name.

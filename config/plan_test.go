@@ -296,8 +296,17 @@ func (o *operator) step(s Step) {
 			}
 			return modelBundle(b), ok
 		}, func(k keyed) {
-			o.want(len(only(s.Why, "members", "mode", "mac")) == 0, "cannot be done to a running bundle")
+			o.want(len(only(s.Why, "mode")) == 0, "cannot be done to a running bundle")
+			was := unlisted(k["members"])
 			o.set(k, s.Why)
+			now := unlisted(k["members"])
+			o.want(slices.ContainsFunc(now, func(m string) bool { return slices.Contains(was, m) }), "nobody stays of %v", was)
+			if s.Members != nil {
+				o.want(slices.Equal(s.Members, now) && len(now) < len(was), "it says that %v stay", s.Members)
+			}
+			for _, member := range now {
+				o.want(m.Adapters[member] != nil || slices.Contains(was, member), "member %s is missing", member)
+			}
 		})
 	case KindProbe:
 		put(o, m.Probes, s, func() (keyed, bool) {
@@ -539,8 +548,11 @@ func drawSmall(t *rapid.T) *Config {
 	for len(names) > 0 && len(free) >= 2 && chance("bundle") {
 		b := defaultBundle()
 		b.Name = takeLast()
-		b.Members = []string{free[0].Name, free[1].Name}
-		if b.Mode = "team"; free[0].Driver == free[1].Driver && chance("ndis5") {
+		n := min(2+pick("more", 2), len(free))
+		for _, a := range free[:n] {
+			b.Members = append(b.Members, a.Name)
+		}
+		if b.Mode = "team"; free[0].Driver == free[1].Driver && n == 2 && chance("ndis5") {
 			b.Mode = "ndis5"
 		}
 		if b.Mode == "team" && chance("mac") {
@@ -551,7 +563,7 @@ func drawSmall(t *rapid.T) *Config {
 		}
 		b.Failback = []string{"always", "never"}[pick("failback", 2)]
 		c.Bundles = append(c.Bundles, b)
-		lower, free = append(lower, b.Name), free[2:]
+		lower, free = append(lower, b.Name), free[n:]
 	}
 	for _, a := range free {
 		lower = append(lower, a.Name)

@@ -17,6 +17,7 @@ import (
 //	log, fault
 //	interfaces that go, with their routes and forwards
 //	ports that leave their bridge, bridges, bundles with their probes
+//	members that leave their bundle because they go, or are somebody else's
 //	interfaces that stand on something else from now on (there or not yet)
 //	adapters that go
 //	adapters that are made anew or added, filters
@@ -34,6 +35,7 @@ func Plan(old, new *Config) Changes {
 	p.interfacesAway()
 	p.bridgesAway()
 	p.bundlesAway()
+	p.membersAway()
 	p.interfacesMoved()
 	p.adaptersAway()
 	p.adapters()
@@ -57,6 +59,7 @@ type planner struct {
 	restarted map[string][]Change // adapters in both whose options changed
 	freed     map[string]bool     // those of them whose device another one takes over
 	remade    map[string][]Change // bundles and bridges in both that have to be made anew
+	kept      map[string][]string // by name of a bundle in both: the members left by membersAway
 	away      map[string]bool     // old adapters that are halted for a while, or for good
 	upon      map[string][]string // by name of an adapter, bundle or bridge: who of old stands on it
 	bundleOf  map[string]*Bundle  // by name of an adapter: the old bundle
@@ -73,7 +76,7 @@ func index[T any](list []T, name func(*T) string) map[string]int {
 func newPlanner(old, new *Config) *planner {
 	p := &planner{
 		old: old, new: new, plan: Changes{Refused: []Change{}, Steps: []Step{}},
-		restarted: map[string][]Change{}, freed: map[string]bool{}, remade: map[string][]Change{},
+		restarted: map[string][]Change{}, freed: map[string]bool{}, remade: map[string][]Change{}, kept: map[string][]string{},
 		away: map[string]bool{}, upon: map[string][]string{}, bundleOf: map[string]*Bundle{},
 	}
 	adapter, filter := func(a *Adapter) string { return a.Name }, func(f *Filter) string { return f.Name }
@@ -337,13 +340,20 @@ func longestRising(list []string, place map[string]int) []string {
 // probing are the keys that concern the prober alone.
 var probing = []string{"health.target", "health.interval"}
 
+// compareBundles finds the bundles that do not outlive the change: those of
+// another mode, and those of which no member stays.
 func (p *planner) compareBundles() {
 	for _, o := range p.old.Bundles {
 		i, stays := p.newBundles[o.Name]
 		if !stays {
 			continue
 		}
-		why := only(differ(o, p.new.Bundles[i]), "members", "mode", "mac")
+		n := p.new.Bundles[i]
+		keys := []string{"mode"}
+		if !slices.ContainsFunc(o.Members, func(m string) bool { return slices.Contains(n.Members, m) }) {
+			keys = append(keys, "members")
+		}
+		why := only(differ(o, n), keys...)
 		if o.Mode == "ndis5" && len(why) == 0 {
 			for _, m := range o.Members { // of one driver, always
 				for _, c := range only(p.restarted[m], "driver") {
@@ -397,6 +407,54 @@ func (p *planner) bundlesAway() {
 	}
 }
 
+// membersAway takes members out of bundles that stay, where they are not there
+// any more or belong to something else afterwards. Whoever else leaves does so
+// when others have come.
+func (p *planner) membersAway() {
+	taken := map[string]string{} // by name: the bundle, or "" for anything else
+	for _, b := range p.new.Bundles {
+		for _, m := range b.Members {
+			taken[m] = b.Name
+		}
+	}
+	for _, b := range p.new.Bridges {
+		for _, port := range b.Ports {
+			taken[port] = ""
+		}
+	}
+	for _, i := range p.new.Interfaces {
+		taken[i.On] = ""
+	}
+	for _, o := range p.old.Bundles {
+		i, stays := p.newBundles[o.Name]
+		if !stays || p.remade[o.Name] != nil {
+			continue
+		}
+		less := o
+		less.Members = slices.DeleteFunc(slices.Clone(o.Members), func(m string) bool {
+			_, there := p.newAdapters[m]
+			by, wanted := taken[m]
+			return !there || wanted && by != o.Name
+		})
+		if p.kept[o.Name] = less.Members; len(less.Members) < len(o.Members) {
+			p.step(Step{
+				Op: OpUpdate, Kind: KindBundle, Name: o.Name, Index: i, Members: less.Members,
+				Why: differ(o, less), Disruptive: p.membersLosers(o, less.Members),
+			})
+		}
+	}
+}
+
+// membersLosers names who loses traffic when an old bundle keeps of its members
+// only some: those on one of mode ndis5, which may lose its primary, and those on
+// a team of which nobody is left who works meanwhile.
+func (p *planner) membersLosers(b Bundle, keeps []string) []string {
+	if len(keeps) == len(b.Members) || b.Mode == "team" && slices.ContainsFunc(keeps, func(m string) bool { return !p.away[m] }) {
+		return nil
+	}
+	return p.upon[b.Name]
+}
+
 // probeAway ends the probe of an old bundle if the new one has none.
 func (p *planner) probeAway(i int) {
 	b := p.old.Bundles[i]
@@ -429,8 +487,15 @@ func (p *planner) bundles() {
 			p.step(Step{Op: OpAdd, Kind: KindBundle, Name: n.Name, Index: i, Again: was, Why: why})
 			continue
 		}
-		if c := without(differ(p.old.Bundles[o], n), probing...); len(c) > 0 {
-			p.step(Step{Op: OpUpdate, Kind: KindBundle, Name: n.Name, Index: i, Why: c})
+		now := p.old.Bundles[o]
+		now.Members = p.kept[n.Name]
+		if c := without(differ(now, n), probing...); len(c) > 0 {
+			stay := slices.DeleteFunc(slices.Clone(now.Members), func(m string) bool { return !slices.Contains(n.Members, m) })
+			losers := p.membersLosers(now, stay)
+			if len(only(c, "mac")) > 0 { // until the neighbours know the new one
+				losers = p.upon[n.Name]
+			}
+			p.step(Step{Op: OpUpdate, Kind: KindBundle, Name: n.Name, Index: i, Why: c, Disruptive: losers})
 		}
 		p.probeAway(o)
 	}

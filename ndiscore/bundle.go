@@ -81,6 +81,7 @@ type MemberView struct {
 	Name        string
 	Running     bool      // the adapter, and the bundle's binding on it, are Running
 	Leaving     bool      // a removal, stop or pause is under way
+	Resetting   bool      // a reset is about to begin, or under way
 	Link        LinkState // as last indicated
 	Since       time.Time // when it became usable, or unusable, as it is now
 	Failures    uint64    // send errors and the like, ever
@@ -398,12 +399,12 @@ func (m *machine) memberView(b *mBundle, name string) MemberView {
 		mb := a.binding(p, name)
 		running = a.state == StateRunning && !a.surprise && !a.stuck && !a.asleep && mb != nil && mb.state == BindingRunning
 	}
-	if usable := running && a.link.Connected(); usable != a.usable || a.usableSince.IsZero() {
+	if usable := running && a.link.Connected() && !a.resetPlanned(); usable != a.usable || a.usableSince.IsZero() {
 		a.usable, a.usableSince = usable, m.now
 		a.proof, a.probesLost = time.Time{}, 0
 	}
 	return MemberView{
-		Name: name, Running: running, Leaving: a.goal != goalUp || a.surprise, Link: a.link, Since: a.usableSince,
+		Name: name, Running: running, Leaving: a.goal != goalUp || a.surprise, Resetting: a.resetPlanned(), Link: a.link, Since: a.usableSince,
 		Failures: a.failures, LastFailure: a.lastFailure,
 		Proof: a.proof, LastProbe: a.lastProbe, ProbesLost: a.probesLost, Late: a.late,
 	}
@@ -490,7 +491,7 @@ func changed(old, set teamSet) bool {
 
 func (m *machine) stillUsable(b *mBundle, member int) bool {
 	mv := m.memberView(b, b.members[member])
-	return mv.Running && !mv.Leaving && mv.Link.Connected()
+	return mv.Running && !mv.Leaving && !mv.Resetting && mv.Link.Connected()
 }
 
 // stillDelivers reports whether frames that are under way to a member that was
@@ -502,12 +503,19 @@ func (m *machine) stillDelivers(b *mBundle, member int) bool {
 	return mv.Running && mv.Link.Connected() && (!mv.Leaving || a.leavesInOrder())
 }
 
-// leavesInOrder reports whether a was told to go, rather than found broken.
+// leavesInOrder reports whether a was told to go, or to be reset, rather than
+// found broken.
 func (a *mAdapter) leavesInOrder() bool {
-	return !a.surprise && (a.goal == goalPause || a.goal == goalSleep || a.goal == goalDown && (a.halt == HaltDeviceDisabled || a.halt == HaltDeviceStopped))
+	switch {
+	case a.surprise:
+		return false
+	case a.goal == goalUp:
+		return a.resetAsked()
+	}
+	return a.goal == goalPause || a.goal == goalSleep || a.goal == goalDown && (a.halt == HaltDeviceDisabled || a.halt == HaltDeviceStopped)
 }
 
-// lingers reports whether a's pause has to wait: its team has moved on, and a
+// lingers reports whether a's pause, or reset, has to wait: its team has moved on, and a
 // still delivers what the switches outside send its way until they have learned
 // the new one. So a planned change loses nothing.
 func (m *machine) lingers(a *mAdapter) bool {

@@ -108,6 +108,8 @@ type mAdapter struct {
 	restacked   bool       // the chain is another one, and those above have not been told
 	order       []string   // the order that the chain is to have; nil: as it is
 	tasks       []task     // what is to be done when nothing else is
+	rests       bool       // it was paused when it was put to sleep: waking does not start it
+	again       []event    // starts that wait until it has gone down
 	settling    []waiter   // operations that are answered when nothing is left to do
 	resets      resetHistory
 	polls       pollHistory
@@ -333,6 +335,9 @@ func (m *machine) start(a *mAdapter, ev event) {
 	switch {
 	case a.stuck:
 		m.reply(ev.reply, fmt.Errorf("adapter %s: start: %w", a.name, ErrQuarantined))
+	case ev.kind == evStart && a.goal == goalDown && !a.forget:
+		// On its way down, perhaps by itself and unnoticed: it starts once it rests.
+		a.again = append(a.again, ev)
 	case a.goal == goalUp || a.goal == goalDown || a.goal == goalSleep || a.asleep:
 		if ev.kind == evStart {
 			m.reply(ev.reply, fmt.Errorf("adapter %s: start: %w: it is %s", a.name, ErrInvalidState, a.condition()))
@@ -370,7 +375,7 @@ func (m *machine) redirect(a *mAdapter, g goal, ev event) {
 		m.reply(w.reply, a.overtaken(ev.why))
 	}
 	a.waiters = keep
-	a.goal, a.cause = g, ev.why
+	a.goal, a.cause, a.rests = g, ev.why, false
 	if ev.reply != 0 {
 		a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: g})
 	}
@@ -464,7 +469,10 @@ func (m *machine) arrived(a *mAdapter) bool {
 		if a.waiters != nil {
 			m.answer(a, nil)
 		}
-		return false
+		if a.rests {
+			a.goal, a.rests = goalRest, false
+		}
+		return a.goal == goalRest
 	case goalPause, goalSleep:
 		m.answer(a, nil)
 		a.goal = goalRest
@@ -483,8 +491,15 @@ func (m *machine) arrived(a *mAdapter) bool {
 					break
 				}
 			}
-		} else if a.await {
+			return true
+		}
+		if a.await {
 			m.emit(action{kind: actAwait, adapter: a.name, after: a.after})
+		}
+		again := a.again
+		a.again = nil
+		for _, ev := range again {
+			m.start(a, ev)
 		}
 		return true
 	}
@@ -565,6 +580,9 @@ func (m *machine) nextUp(a *mAdapter) (action, bool) {
 	if a.held {
 		return m.nextPause(a)
 	}
+	if a.rests {
+		return m.nextTold(a)
+	}
 	if a.state == StatePaused {
 		return action{kind: actRestart}, true
 	}
@@ -581,7 +599,12 @@ func (m *machine) nextUp(a *mAdapter) (action, bool) {
 			return action{kind: actRestartBinding, protocol: b.protocol.name, target: b.target}, true
 		}
 	}
-	if a.told != 0 { // last: traffic may resume
+	return m.nextTold(a) // last: traffic may resume
+}
+
+// nextTold has those above know that a is awake again.
+func (m *machine) nextTold(a *mAdapter) (action, bool) {
+	if a.told != 0 {
 		return action{kind: actNotify, notice: EventSetPowerD0}, true
 	}
 	return action{}, false

@@ -430,6 +430,9 @@ func (p *play) check(a action) {
 	}
 	if a.kind == actInitialize {
 		mo.surprise = false // what vanished before is forgotten
+		if !p.m.adapter(a.adapter).asleep {
+			mo.asleep, mo.told = false, 0 // it went down meanwhile
+		}
 	}
 	mo.busy = &a
 	p.pending = append(p.pending, a)
@@ -464,8 +467,10 @@ func (p *play) kept(id int) {
 		}
 	}
 	switch op.kind {
-	case evStart, evResume:
+	case evStart:
 		need(!mo.asleep && (mo.state == StateRunning || m.held))
+	case evResume: // what was paused when it was put to sleep stays so
+		need(!mo.asleep && (mo.state == StateRunning || m.held || mo.state == StatePaused && m.goal == goalRest))
 	case evPause:
 		need(mo.state == StatePaused)
 	case evStop:

@@ -110,6 +110,35 @@ func TestStopWhileAwaiting(t *testing.T) {
 	b.start("M")
 }
 
+// A device that gave itself up is on its way down, and who starts it need not
+// know when that is done; a removal is the end of it.
+func TestStartWhileGoingDown(t *testing.T) {
+	for _, removed := range []bool{false, true} {
+		b, _, m, _, _ := full(t, ndiscore.Options{}, ndistest.AdapterOptions{Device: true})
+		hold := m.Hold("Halt")
+		b.must(m.Handle().Remove("broken"))
+		hold.Await(t)
+		given, up := context.WithCancel(b.ctx())
+		up()
+		if err := b.core.Start(given, "M", "test"); !errors.Is(err, context.Canceled) { // asked for, and not waited for
+			t.Error(err)
+		}
+		if removed {
+			gone := later(func() error { return b.core.Remove(b.ctx(), "M", "test") })
+			hold.Release()
+			b.must(<-gone)
+			infos, err := b.core.Adapters(b.ctx())
+			b.must(err)
+			if len(infos) > 0 {
+				t.Errorf("still there: %+v", infos)
+			}
+			continue
+		}
+		hold.Release()
+		b.awaitState("M", "running")
+	}
+}
+
 // What a miniport asked to be paused for ends with it.
 func TestRequirePauseEndsWithHalt(t *testing.T) {
 	b, _, m, _, _ := full(t, ndiscore.Options{}, ndistest.AdapterOptions{})

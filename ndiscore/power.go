@@ -15,7 +15,9 @@ func (m *machine) suspend(a *mAdapter, ev event) {
 		m.reply(ev.reply, fmt.Errorf("adapter %s: suspend: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 		return
 	}
+	paused := a.goal == goalRest
 	m.redirect(a, goalSleep, ev)
+	a.rests = paused // and is so again when it wakes
 }
 
 func (m *machine) resume(a *mAdapter, ev event) {
@@ -23,7 +25,9 @@ func (m *machine) resume(a *mAdapter, ev event) {
 		m.reply(ev.reply, fmt.Errorf("adapter %s: resume: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 		return
 	}
+	rests := a.rests
 	m.redirect(a, goalUp, ev)
+	a.rests = rests
 	a.tryAgain()
 }
 

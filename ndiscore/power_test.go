@@ -248,3 +248,28 @@ func TestC96OperStatus(t *testing.T) {
 		t.Errorf("halted: %s", got)
 	}
 }
+
+// What was paused when it was put to sleep is paused when it wakes.
+func TestResumePaused(t *testing.T) {
+	for _, aware := range []bool{true, false} {
+		b, tr, _, _, _ := full(t, ndiscore.Options{}, ndistest.AdapterOptions{PowerAware: aware})
+		b.must(b.core.Pause(b.ctx(), "M", "test"))
+		b.must(b.core.Suspend(b.ctx(), "M", "test"))
+		tr.Take()
+		b.must(b.core.Resume(b.ctx(), "M", "test"))
+		wake := "M.SetPower(D0)"
+		if !aware {
+			wake = "M.Init"
+		}
+		if d := cmp.Diff(join([]string{wake}, power("SetPower(D0)")), calls(tr)); d != "" {
+			t.Error(d)
+		}
+		if i := ndistest.Info(t, b.core, "M"); i.State != ndiscore.StatePaused || i.Asleep {
+			t.Errorf("%s, asleep %t", i.State, i.Asleep)
+		}
+		b.must(b.core.Start(b.ctx(), "M", "test"))
+		if i := ndistest.Info(t, b.core, "M"); i.State != ndiscore.StateRunning {
+			t.Errorf("started: %s", i.State)
+		}
+	}
+}

@@ -81,6 +81,12 @@ func (a *mAdapter) resetPlanned() bool {
 	return false
 }
 
+// resetAsked reports whether the next thing to be done to a is a reset that
+// somebody asked for, of a device that may be in good order.
+func (a *mAdapter) resetAsked() bool {
+	return len(a.tasks) > 0 && a.tasks[0].kind == actReset && a.tasks[0].reply != 0
+}
+
 // query asks everybody above whether a may go, or says that it stays.
 func (m *machine) query(a *mAdapter, ev event) {
 	notice := EventQueryRemoveDevice
@@ -185,7 +191,10 @@ func (m *machine) forsake(a *mAdapter, err error) {
 	for _, w := range a.settling {
 		m.reply(w.reply, cmp.Or(w.err, err))
 	}
-	a.settling = nil
+	for _, ev := range a.again {
+		m.reply(ev.reply, err)
+	}
+	a.settling, a.again = nil, nil
 }
 
 // notified records that those above have heard.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
+	"github.com/seed-b14e907b/vswitch/policy"
 )
 
 // settle waits until the core has nothing left to do for an adapter.
@@ -276,5 +277,67 @@ func TestResetResults(t *testing.T) {
 	}
 	if s := b.state("M"); s != "running" {
 		t.Error(s)
+	}
+}
+
+// A member that is to be reset is left by its team first. Of a reset that was
+// asked for nobody notices anything: it waits until what is under way to the
+// member has come in. Alone, a member stays the active one.
+func TestResetOfActiveMember(t *testing.T) {
+	clock := ndistest.NewClock()
+	up0, up1 := nic("up0", ndistest.AdapterOptions{Hangs: true}), nic("up1", ndistest.AdapterOptions{Hangs: true})
+	b := newBench(t, ndiscore.Options{Clock: clock, Decider: policy.ActiveBackup{}}, up0, up1)
+	for _, n := range []string{"up0", "up1"} {
+		b.add(n)
+		b.start(n)
+	}
+	b.must(b.core.AddBundle(b.ctx(), ndiscore.BundleSpec{Name: "wan", Members: []string{"up0", "up1"}, Hold: time.Second}))
+	b.start("wan")
+	is := func(active string) {
+		t.Helper()
+		ndistest.Await(t, active+" active", func() bool { return b.active("wan") == active })
+	}
+	// moved says where the team went, and where it was when up0 was reset.
+	moved := func() (moves []string) {
+		all, _, _ := b.core.Events(0)
+		for _, e := range all {
+			switch {
+			case e.What == "bundle.active":
+				moves = append(moves, e.To)
+			case e.What == "adapter.reset" && e.Adapter == "up0":
+				moves = append(moves, "reset")
+			}
+		}
+		return moves
+	}
+	is("up0")
+	clock.Advance(time.Second) // hold
+
+	reset := later(func() error { return b.core.Reset(b.ctx(), "up0", "test") })
+	is("up1")
+	if n := ndistest.Info(t, b.core, "up0").Resets; n != 0 {
+		t.Error("reset while frames may be under way to it")
+	}
+	clock.Advance(500 * time.Millisecond)
+	b.must(<-reset)
+	clock.Advance(time.Second) // hold
+	is("up0")
+
+	up0.Hang() // broken: there is nothing to wait for
+	clock.Advance(2 * time.Second)
+	is("up1")
+	b.settle("up0")
+	if n := ndistest.Info(t, b.core, "up0").Resets; n != 2 {
+		t.Errorf("%d resets", n)
+	}
+	clock.Advance(time.Second)
+	is("up0")
+	clock.Advance(time.Second) // nothing is under way to up1 any more
+
+	b.must(b.core.Stop(b.ctx(), "up1", "test"))
+	b.must(b.core.Reset(b.ctx(), "up0", "test"))
+	is("up0")
+	if d := cmp.Diff([]string{"up0", "up1", "reset", "up0", "up1", "reset", "up0", "reset"}, moved()); d != "" {
+		t.Error(d)
 	}
 }

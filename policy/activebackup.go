@@ -86,15 +86,16 @@ func start(v *ndiscore.BundleView) (int, string) {
 
 // failing reports signs that m does not work though it is alive.
 func failing(v *ndiscore.BundleView, m *ndiscore.MemberView) bool {
-	return probesLost(m) || !m.LastFailure.IsZero() && quiet(v, m, v.Now) > 0
+	return m.Resetting || probesLost(m) || !m.LastFailure.IsZero() && quiet(v, m, v.Now) > 0
 }
 
 // leave reports whether the active member m must be left now, and the cause.
 func leave(v *ndiscore.BundleView, m *ndiscore.MemberView) (cause string, left bool) {
 	if alive(m) {
 		// Where flows are shared, one that does not answer is no better than the
-		// next that does not, and there is somebody who does.
-		if v.Balance == ndiscore.BalanceHash && probesLost(m) && otherUp(v) {
+		// next that does not, and there is somebody who does. A reset is waited
+		// out only where there is nobody else.
+		if (m.Resetting || v.Balance == ndiscore.BalanceHash && probesLost(m)) && otherUp(v) {
 			return describe(v, m), true
 		}
 		return "", false
@@ -185,6 +186,8 @@ func verdict(v *ndiscore.BundleView, i, active int, now time.Time) ndiscore.Verd
 		return ndiscore.VerdictDown
 	case i == active:
 		return ndiscore.VerdictUp
+	case m.Resetting:
+		return ndiscore.VerdictHeld
 	case m.Carries && v.Balance == ndiscore.BalanceHash: // only news of a failure takes its share away
 		switch {
 		case m.ProbesLost < lostProbes:
@@ -299,6 +302,8 @@ func describe(v *ndiscore.BundleView, m *ndiscore.MemberView) string {
 		b.WriteString(" is leaving")
 	case !m.Running:
 		b.WriteString(" is not running")
+	case m.Resetting:
+		b.WriteString(" is being reset")
 	default:
 		fmt.Fprintf(&b, " link %s", m.Link.Media)
 		if !m.Since.IsZero() {

@@ -51,6 +51,10 @@ func late(m *ndiscore.MemberView)    { m.Late = true }
 func carries(m *ndiscore.MemberView) { m.Carries = true }
 func stopped(m *ndiscore.MemberView) { m.Running = false }
 func leaving(m *ndiscore.MemberView) { m.Leaving = true }
+func resetting(m *ndiscore.MemberView) {
+	m.Resetting = true
+	m.Since = now
+}
 func unknown(m *ndiscore.MemberView) { m.Link = ndiscore.LinkState{} }
 
 func TestActiveBackup(t *testing.T) {
@@ -96,6 +100,12 @@ func TestActiveBackup(t *testing.T) {
 			active: 1, verdict: []ndiscore.Verdict{down, up}, why: "a is not running"},
 		{name: "leaving", view: view{Active: 0, Members: members{member("a", leaving), member("b")}},
 			active: 1, verdict: []ndiscore.Verdict{down, up}, why: "a is leaving"},
+		{name: "being reset", view: view{Active: 0, Members: members{member("a", resetting), member("b")}},
+			active: 1, succ: []int{0}, verdict: []ndiscore.Verdict{held, up}, why: "a is being reset; next is b"},
+		{name: "being reset, with nobody to take over", view: view{Active: 0, Members: members{member("a", resetting), member("b", lost(3))}},
+			active: 0, succ: []int{1}, verdict: []ndiscore.Verdict{up, held}},
+		{name: "start prefers a member that is not being reset", view: view{Active: -1, Members: members{member("a", resetting), member("b")}},
+			active: 1, succ: []int{0}, verdict: []ndiscore.Verdict{held, up}, why: "b "},
 		{name: "nothing left", view: view{Active: 0, Members: members{member("a", linkDown(0)), member("b", stopped)}},
 			active: -1, verdict: []ndiscore.Verdict{down, down}, why: "no member is usable"},
 		{name: "all stay down", view: view{Active: -1, Members: members{member("a", linkDown(0))}},
@@ -246,7 +256,7 @@ var genView = rapid.Custom(func(t *rapid.T) ndiscore.BundleView {
 		v.Members = append(v.Members, ndiscore.MemberView{
 			Name:    string(rune('a' + i)),
 			Running: rapid.IntRange(0, 3).Draw(t, "running") > 0,
-			Leaving: rapid.IntRange(0, 5).Draw(t, "leaving") == 0,
+			Leaving: rapid.IntRange(0, 5).Draw(t, "leaving") == 0, Resetting: rapid.IntRange(0, 5).Draw(t, "resetting") == 0,
 			Link: ndiscore.LinkState{
 				Media: ndiscore.MediaState(rapid.SampledFrom([]int{0, 1, 1, 1, 2}).Draw(t, "media")),
 				Speed: rapid.SampledFrom([]uint64{0, 1e9, 1e10}).Draw(t, "speed"),
@@ -287,7 +297,7 @@ func TestActiveBackupProperties(t *testing.T) {
 		if d.Active != v.Active && d.Why == "" || d.Active == v.Active && d.Why != "" {
 			t.Fatalf("from %d to %d, why %q", v.Active, d.Active, d.Why)
 		}
-		silent := v.Balance == ndiscore.BalanceHash && v.Active >= 0 && probesLost(&v.Members[v.Active])
+		silent := v.Active >= 0 && (v.Members[v.Active].Resetting || v.Balance == ndiscore.BalanceHash && probesLost(&v.Members[v.Active]))
 		if v.Active >= 0 && usable(v.Active) && d.Active != v.Active && !silent {
 			if d.Active > v.Active {
 				t.Fatalf("left the working member %d for the less preferred %d", v.Active, d.Active)

@@ -16,9 +16,11 @@
 //   - The active member is left as soon as it is not alive; only a lost link is
 //     tolerated, for DownDelay. What probes say does not take down an active
 //     member: an unanswered probe on the path in use is for now evidence only.
+//     One that is to be reset is left too, if another is up: alone it stays, and
+//     the reset is waited out.
 //   - A standby is held, though alive, until UpDelay and Hold have passed since
 //     its recovery, until a probe has been answered since then (where a prober
-//     watches), and while its probes are lost.
+//     watches), and while its probes are lost or it is being reset.
 //   - When the active member is left, the first standby that is not held
 //     follows; when all are held, the first that is alive. When nothing is
 //     active, delays and the fail-back policy are ignored: any path is better
