@@ -189,7 +189,12 @@ func (w *town) lossless(t *testing.T, name string, do func(ctx context.Context) 
 
 // apply carries out a configuration, and checks the steps that it takes.
 func (w *town) apply(ctx context.Context, p plan, steps ...string) error {
-	did, err := w.sw.Apply(ctx, []byte(p.text(w.a.Path())), false)
+	return applied(ctx, w.sw, p.text(w.a.Path()), steps...)
+}
+
+// applied has sw apply a configuration, and checks the steps that it takes.
+func applied(ctx context.Context, sw *lab.Switch, text string, steps ...string) error {
+	did, err := sw.Apply(ctx, []byte(text), false)
 	if err != nil {
 		return err
 	}
@@ -487,6 +492,44 @@ func TestFilterUnderLoad(t *testing.T) {
 		}
 	}
 	w.end(t)
+}
+
+// TestApplyMembers changes who the members of a team are, and whose address it
+// has, while it carries everything: nothing is lost, and nobody is unbound.
+func TestApplyMembers(t *testing.T) {
+	lab.CheckLeaks(t)
+	u := newUplinks(t, uplinksRouter, "hold = \"100ms\"\n")
+	u.l.Veth(u.here, "up2", u.server, "e2", lab.VethOptions{})
+	nl := u.server.Netlink()
+	port, err := nl.LinkByName("e2")
+	must(t, err)
+	br, err := nl.LinkByName("br0")
+	must(t, err, nl.LinkSetMaster(port, br))
+	u.load(t)
+	change := func(name, active string, members, adapters []string, steps ...string) {
+		t.Helper()
+		text := "[fault]\nallow = true\n" + u.text[strings.Index(u.text, "[bundle.wan]"):]
+		text = strings.Replace(text, `["up0", "up1"]`, `["`+strings.Join(members, `", "`)+`"]`, 1)
+		for _, a := range append(adapters, "lan0") {
+			text += fmt.Sprintf("[adapter.%s]\ndriver = \"afpacket\"\n", a)
+		}
+		mark := newest(u.sw.Switch)
+		if err := applied(within(t, 30*time.Second), u.sw, text, steps...); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		must(t, u.sw.WaitActive(within(t, 30*time.Second), "wan", active))
+		u.through(t, 3<<20)
+		u.cost(t, name, lossPlanned)
+		events, _, _ := u.sw.Events(mark)
+		undisturbed(t, name, events)
+	}
+	three := []string{"up0", "up1", "up2"}
+	change("one comes", "up0", three, three, "add adapter up2", "update bundle wan")
+	change("another order", "up2", []string{"up2", "up1", "up0"}, three, "update bundle wan")
+	change("the active one leaves", "up1", []string{"up1", "up0"}, three, "update bundle wan")
+	change("one for another", "up2", []string{"up2", "up1"}, three, "update bundle wan")
+	change("the active one goes", "up1", []string{"up1", "up0"}, three[:2], "update bundle wan", "remove adapter up2", "update bundle wan")
+	u.end(t)
 }
 
 // TestOperateUnderLoad does everything to the members of a team that an operator
