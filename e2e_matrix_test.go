@@ -129,7 +129,7 @@ func TestMatrix(t *testing.T) {
 				n++
 				o := pairOptions{kinds: kinds, router: way == "router", nat: way == "nat", mtu: mtu}
 				if way == "vlan" {
-					o.more = "vlan = 1\n[bridge.lan.port.p0]\naccess = 10\n[bridge.lan.port.p1]\ntrunk = [\"20\"]\nnative = 10\n"
+					o.more = accessAndTrunk
 				}
 				t.Run(fmt.Sprintf("%s-%s/%s/%d-%d", kinds[0], kinds[1], way, mtu[0], mtu[1]), func(t *testing.T) {
 					lab.CheckLeaks(t)
@@ -147,6 +147,10 @@ func TestMatrix(t *testing.T) {
 		}
 	}
 }
+
+// accessAndTrunk has a bridge look at VLANs: what has no tag is of the same one
+// on either port.
+const accessAndTrunk = "vlan = 1\n[bridge.lan.port.p0]\naccess = 10\n[bridge.lan.port.p1]\ntrunk = [\"20\"]\nnative = 10\n"
 
 func full() bool { return os.Getenv(fullEnv) == "1" }
 
@@ -265,30 +269,41 @@ func TestMixedMTU(t *testing.T) {
 				p.offloads(t, i)
 				noChecksumErrors(t, p.a, p.b)
 			})
-			t.Run("bridge", func(t *testing.T) {
-				lab.CheckLeaks(t)
-				p, text := newPair(t, pairOptions{kinds: kinds, mtu: [2]int{9000, 1500}})
-				sw := start(t, p.l, text)
-				p.address(t)
-				before := counters(t, sw.Switch)["p1"]
-				ctx := within(t, 20*time.Second)
-				r, err := p.a.Ping(ctx, p.dst["v4"], lab.PingOptions{Size: 4000, DontFragment: true, Timeout: time.Millisecond})
-				must(t, err)
-				if r.Received > 0 {
-					t.Errorf("4028 bytes passed a link of 1500: %+v", r)
-				}
-				must(t, lab.Eventually(ctx, "too-big to be counted", func() error {
-					if c := counters(t, sw.Switch)["p1"]; c.TxDropped["too-big"] != before.TxDropped["too-big"]+1 {
-						return fmt.Errorf("p1 dropped %v, before %v", c.TxDropped, before.TxDropped)
+			for name, more := range map[string]string{"bridge": "", "vlan": accessAndTrunk} {
+				t.Run(name, func(t *testing.T) {
+					lab.CheckLeaks(t)
+					p, text := newPair(t, pairOptions{kinds: kinds, mtu: [2]int{9000, 1500}, more: more})
+					sw := start(t, p.l, text)
+					p.address(t)
+					for family, header := range map[string]int{"v4": 28, "v6": 48} {
+						p.tooBigForBridge(t, sw, p.dst[family], header)
 					}
-					return nil
-				}))
-				r, err = p.a.Ping(ctx, p.dst["v4"], lab.PingOptions{Size: 1472, DontFragment: true, Timeout: 5 * time.Second})
-				if err = errors.Join(err, r.Err()); err != nil {
-					t.Errorf("1500 bytes: %v", err)
-				}
-			})
+				})
+			}
 		})
+	}
+}
+
+// tooBigForBridge sends what the far link carries, and more than that, which is
+// counted where it ends. header is what precedes the bytes of an echo.
+func (p *pair) tooBigForBridge(t *testing.T, sw *lab.Switch, dst netip.Addr, header int) {
+	t.Helper()
+	before := counters(t, sw.Switch)["p1"]
+	ctx := within(t, 20*time.Second)
+	r, err := p.a.Ping(ctx, dst, lab.PingOptions{Size: 4000, DontFragment: true, Timeout: time.Millisecond})
+	must(t, err)
+	if r.Received > 0 {
+		t.Errorf("%v: %d bytes passed a link of 1500: %+v", dst, 4000+header, r)
+	}
+	must(t, lab.Eventually(ctx, "too-big to be counted", func() error {
+		if c := counters(t, sw.Switch)["p1"]; c.TxDropped["too-big"] != before.TxDropped["too-big"]+1 {
+			return fmt.Errorf("p1 dropped %v, before %v", c.TxDropped, before.TxDropped)
+		}
+		return nil
+	}))
+	r, err = p.a.Ping(ctx, dst, lab.PingOptions{Size: 1500 - header, DontFragment: true, Timeout: 5 * time.Second})
+	if err = errors.Join(err, r.Err()); err != nil {
+		t.Errorf("%v: 1500 bytes: %v", dst, err)
 	}
 }
 

@@ -86,7 +86,7 @@ type path struct {
 
 // ask puts a path into, or out of, the goroutine's hands.
 type ask struct {
-	path *path
+	path *path // nil: none, only look again
 	run  bool
 	done chan struct{}
 }
@@ -297,6 +297,10 @@ func (p *Prober) run() {
 }
 
 func (p *Prober) answerAsk(a ask) {
+	if a.path == nil {
+		close(a.done)
+		return
+	}
 	p.paths = slices.DeleteFunc(p.paths, func(x *path) bool { return x == a.path })
 	x := a.path
 	// What was out when the path paused says nothing about it.

@@ -3,7 +3,6 @@ package health
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -129,88 +128,33 @@ func (e *echo) answer(w *ndiscore.Worker, to ndiscore.MAC, from netip.Addr) {
 	w.Done(b)
 }
 
-// manual is a clock that the test moves.
+// manual is a clock that the test moves, for a prober that is then looked at.
 type manual struct {
-	mu     sync.Mutex
-	now    time.Time
-	timers []*manualTimer
+	*ndistest.Clock
 	prober *Prober
 }
 
-type manualTimer struct {
-	clock *manual
-	at    time.Time
-	f     func()
+// advance moves the clock between two looks of the prober, and returns when it
+// has done what was due.
+func (c *manual) advance(d time.Duration) {
+	c.settle()
+	c.Advance(d)
+	c.settle()
 }
 
-func (c *manual) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *manual) AfterFunc(d time.Duration, f func()) ndiscore.Timer {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t := &manualTimer{clock: c, at: c.now.Add(d), f: f}
-	c.timers = append(c.timers, t)
-	return t
-}
-
-func (t *manualTimer) Stop() bool {
-	t.clock.mu.Lock()
-	defer t.clock.mu.Unlock()
-	i := slices.Index(t.clock.timers, t)
-	if i < 0 {
-		return false
+// settle waits for two looks: the prober has begun the first afterwards, and
+// ended that when the second begins.
+func (c *manual) settle() {
+	for range 2 {
+		a := ask{done: make(chan struct{})}
+		c.prober.asks <- a
+		<-a.done
 	}
-	t.clock.timers = slices.Delete(t.clock.timers, i, i+1)
-	return true
-}
-
-// advance moves the clock, and returns when the prober has done what was due.
-func (c *manual) advance(t testing.TB, d time.Duration) {
-	t.Helper()
-	c.settle(t)
-	c.mu.Lock()
-	c.now = c.now.Add(d)
-	var due []*manualTimer
-	c.timers = slices.DeleteFunc(c.timers, func(t *manualTimer) bool {
-		if !t.at.After(c.now) {
-			due = append(due, t)
-			return true
-		}
-		return false
-	})
-	c.mu.Unlock()
-	for _, t := range due {
-		t.f()
-	}
-	c.settle(t)
-}
-
-// settle waits until the prober waits for its timer and nothing else is asked
-// of it: seen so for a while, since it may just be about to look.
-func (c *manual) settle(t testing.TB) {
-	t.Helper()
-	for calm := 0; calm < 3; {
-		ndistest.Await(t, "the prober waits", c.waited)
-		time.Sleep(time.Millisecond)
-		if calm++; !c.waited() {
-			calm = 0
-		}
-	}
-}
-
-func (c *manual) waited() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.timers) > 0 && len(c.prober.wake) == 0
 }
 
 func newEcho(t *testing.T) (*seen, *echo, *manual) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
-	clock := &manual{now: time.Unix(1000, 0)}
+	clock := &manual{Clock: ndistest.NewClock()}
 	s := runCore(t, ndiscore.Options{})
 	e := &echo{}
 	s.add(t, "wan0", e)
@@ -247,40 +191,40 @@ func TestRounds(t *testing.T) {
 	s, e, clock := newEcho(t)
 	const round = DefaultInterval
 	s.expectSeen(t, "the first probe leaves at once", "wan0 sent: to 192.0.2.1", "wan0 answered: 192.0.2.1 answered after 0s")
-	clock.advance(t, round)
+	clock.advance(round)
 	s.expectSeen(t, "and one per interval", "wan0 sent", "wan0 answered")
 
 	e.set(func() { e.silent = true })
-	clock.advance(t, round)
+	clock.advance(round)
 	s.expectSeen(t, "silence", "wan0 sent")
-	clock.advance(t, round)
+	clock.advance(round)
 	s.expectSeen(t, "is noticed by the next round", "wan0 lost: 192.0.2.1 did not answer within 100ms", "wan0 sent")
-	clock.advance(t, 2*round+round/2)
+	clock.advance(2*round + round/2)
 	s.expectSeen(t, "a little late is not late", "wan0 lost: 192.0.2.1 did not answer within 250ms", "wan0 sent: ")
-	clock.advance(t, 4*round)
+	clock.advance(4 * round)
 	s.expectSeen(t, "late: no burst, and no verdict", "wan0 lost late: 192.0.2.1 did not answer within 400ms; we were 300ms late ourselves", "wan0 sent late")
-	clock.advance(t, round)
+	clock.advance(round)
 	s.expectSeen(t, "nor for the probe that was sent late", "wan0 lost late: 192.0.2.1 did not answer within 100ms", "wan0 sent: ")
-	clock.advance(t, round)
+	clock.advance(round)
 	s.expectSeen(t, "then all is as before", "wan0 lost: 1", "wan0 sent: ")
 
 	e.set(func() { e.silent = false })
-	clock.advance(t, round)
+	clock.advance(round)
 	s.expectSeen(t, "the answer is back", "wan0 lost", "wan0 sent", "wan0 answered")
 
 	e.set(func() { e.full = true })
-	clock.advance(t, round)
-	clock.advance(t, round)
-	clock.advance(t, round)
+	clock.advance(round)
+	clock.advance(round)
+	clock.advance(round)
 	e.set(func() { e.full = false })
-	clock.advance(t, round)
+	clock.advance(round)
 	s.expectSeen(t, "what was not sent was not lost", "wan0 sent", "wan0 answered")
 
 	e.handle.IndicateStatus(ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: "test"})
-	clock.advance(t, round)
-	clock.advance(t, round)
+	clock.advance(round)
+	clock.advance(round)
 	e.handle.IndicateStatus(ndiscore.LinkState{Media: ndiscore.MediaConnected, Why: "test"})
-	clock.advance(t, round)
+	clock.advance(round)
 	s.expectSeen(t, "no probes without link", "wan0 sent", "wan0 answered")
 
 	if err := s.Pause(context.Background(), "wan0", "test"); err != nil {
@@ -300,7 +244,7 @@ func TestOnlyItsOwnAnswers(t *testing.T) {
 	s, e, clock := newEcho(t)
 	s.expectSeen(t, "first", "wan0 sent", "wan0 answered")
 	e.set(func() { e.silent = true })
-	clock.advance(t, DefaultInterval)
+	clock.advance(DefaultInterval)
 	s.expectSeen(t, "second", "wan0 sent")
 	mac := probeMAC("", "wan", "wan0", peerMAC.String())
 	e.answer(e.worker, mac, netip.MustParseAddr("192.0.2.9"))
@@ -310,7 +254,7 @@ func TestOnlyItsOwnAnswers(t *testing.T) {
 	for range 100 {
 		e.answer(e.worker, mac, v4)
 	}
-	clock.advance(t, DefaultInterval)
+	clock.advance(DefaultInterval)
 	s.expectSeen(t, "more of them are no more evidence", "wan0 sent")
 	all, err := s.Adapters(context.Background())
 	if err != nil {

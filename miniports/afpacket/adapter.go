@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -464,11 +465,7 @@ func (a *adapter) Return(*ndiscore.Batch) {}
 // Request implements ndiscore.Adapter.
 func (a *adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
 	if req.Kind == ndiscore.OIDQuery {
-		if req.ID == ndiscore.OIDGenLinkState {
-			req.Data = a.link.State()
-			return nil
-		}
-		return ndiscore.ErrInvalidOID
+		return a.query(req)
 	}
 	a.control.Lock()
 	defer a.control.Unlock()
@@ -500,6 +497,33 @@ func (a *adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
 		return a.wrap(a.setPower(p == ndiscore.PowerD3))
 	}
 	return ndiscore.ErrInvalidOID
+}
+
+// query answers what the core does not know by itself. The memory is the
+// kernel's: rings of slots, and what the sockets may send at once.
+func (a *adapter) query(req *ndiscore.OIDRequest) error {
+	var send, rings int
+	slot := minFrame
+	for _, q := range a.queues {
+		if q.sock != nil {
+			send, rings, slot = send+q.sock.send, rings+len(q.sock.ring), len(q.sock.slots[0])
+		}
+	}
+	switch req.ID {
+	case ndiscore.OIDGenLinkState:
+		req.Data = a.link.State()
+	case ndiscore.OIDGenTransmitBufferSpace:
+		req.Data = uint32(min(send, math.MaxUint32))
+	case ndiscore.OIDGenTransmitBlockSize:
+		req.Data = uint32(minFrame)
+	case ndiscore.OIDGenReceiveBufferSpace:
+		req.Data = uint32(min(rings, math.MaxUint32))
+	case ndiscore.OIDGenReceiveBlockSize:
+		req.Data = uint32(slot)
+	default:
+		return ndiscore.ErrInvalidOID
+	}
+	return nil
 }
 
 // wanted is what the interface has to receive for the packet filter and the

@@ -63,6 +63,7 @@ type socket struct {
 	grouped bool // member of a fanout group
 	ring    []byte
 	slots   [][]byte
+	send    int // bytes that it may have on their way out
 }
 
 // openSockets opens one socket per queue on interface number index of ns, with
@@ -198,6 +199,13 @@ func openSocket(do step, ns *netdev.Namespace, index, mtu, ringMiB int) (s *sock
 	}
 	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	}
+	err = do("read SO_SNDBUF", func() (err error) {
+		s.send, err = unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+		return err
+	})
+	if err != nil {
+		return s, err
 	}
 	if err = s.makeRing(do, slotLength(mtu), ringMiB); err != nil {
 		return s, err

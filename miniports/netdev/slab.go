@@ -19,6 +19,13 @@ const (
 	readBytes = VnetHeader + ndiscore.MaxFrame + 1
 )
 
+// SlabBytes is the memory of a Slab, SlabRoom what a frame takes of it beside
+// itself.
+const (
+	SlabBytes = slabBytes
+	SlabRoom  = roomBytes
+)
+
 // Slab is pooled memory for one batch of frames, each read with its
 // virtio_net_hdr.
 type Slab struct {

@@ -422,17 +422,17 @@ func (a *adapter) Return(*ndiscore.Batch) {}
 
 // Request implements ndiscore.Adapter.
 func (a *adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
-	switch {
-	case req.ID == ndiscore.OIDGenLinkState && req.Kind == ndiscore.OIDQuery:
-		req.Data = a.link.State()
-		return nil
-	case req.ID == ndiscore.OIDGenCurrentPacketFilter && req.Kind == ndiscore.OIDSet:
+	if req.Kind == ndiscore.OIDQuery {
+		return a.query(req)
+	}
+	switch req.ID {
+	case ndiscore.OIDGenCurrentPacketFilter:
 		// A TAP device gives everything that the kernel sends; the core sorts.
 		if _, ok := req.Data.(ndiscore.PacketFilter); !ok {
 			return a.wrap(ndiscore.ErrInvalidData)
 		}
 		return nil
-	case req.ID == ndiscore.OIDPnPSetPower && req.Kind == ndiscore.OIDSet:
+	case ndiscore.OIDPnPSetPower:
 		p, ok := req.Data.(ndiscore.PowerState)
 		if !ok || p != ndiscore.PowerD0 && p != ndiscore.PowerD3 {
 			return a.wrap(ndiscore.ErrInvalidData)
@@ -440,6 +440,24 @@ func (a *adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
 		return a.wrap(a.setPower(p == ndiscore.PowerD3))
 	}
 	return ndiscore.ErrInvalidOID
+}
+
+// query answers what the core does not know by itself. A frame that is sent is
+// the kernel's at once: there is no memory for it here.
+func (a *adapter) query(req *ndiscore.OIDRequest) error {
+	switch req.ID {
+	case ndiscore.OIDGenLinkState:
+		req.Data = a.link.State()
+	case ndiscore.OIDGenTransmitBufferSpace, ndiscore.OIDGenTransmitBlockSize:
+		req.Data = uint32(0)
+	case ndiscore.OIDGenReceiveBufferSpace:
+		req.Data = uint32(len(a.queues) * netdev.SlabBytes)
+	case ndiscore.OIDGenReceiveBlockSize:
+		req.Data = uint32(netdev.SlabRoom + ndiscore.EthernetHeader)
+	default:
+		return ndiscore.ErrInvalidOID
+	}
+	return nil
 }
 
 // setPower puts the device to sleep or wakes it. Asleep the kernel's end has no

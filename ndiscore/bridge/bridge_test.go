@@ -635,7 +635,7 @@ func TestConcurrent(t *testing.T) {
 			}
 		})
 	}
-	loop(func(int) { l.clock.advance(10 * time.Millisecond); l.bridge.FDB(); l.bridge.Stats() })
+	loop(func(int) { l.clock.Advance(10 * time.Millisecond); l.bridge.FDB(); l.bridge.Stats() })
 	loop(func(n int) {
 		m := ndiscore.MediaConnected
 		if n%2 == 0 {

@@ -334,7 +334,7 @@ func FuzzReceive(f *testing.F) {
 		}
 		l.counts()
 		if l == whole {
-			l.clock.advance(100 * time.Millisecond)
+			l.clock.Advance(100 * time.Millisecond)
 		}
 		if s := l.bridge.Stats(); s.Entries > s.Limit {
 			t.Errorf("%+v", s)

@@ -3,7 +3,6 @@ package bridge
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -170,7 +169,7 @@ type lan struct {
 	bridge *Bridge
 	wires  []*wire
 	above  *station
-	clock  *manual
+	clock  *ndistest.Clock
 	mu     sync.Mutex
 	events []string
 }
@@ -180,7 +179,7 @@ func newLAN(t testing.TB, ports int, withStation bool, change func(*Options)) *l
 	if t, ok := t.(*testing.T); ok {
 		t.Cleanup(func() { goleak.VerifyNone(t) })
 	}
-	l := &lan{t: t, clock: &manual{now: time.Unix(1000, 0)}}
+	l := &lan{t: t, clock: ndistest.NewClock()}
 	o := Options{Name: "lan", Event: func(what, port, from, to, why string) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -284,83 +283,17 @@ func (l *lan) counters(name string) ndiscore.Counters {
 	return ndiscore.Counters{}
 }
 
-// tick advances the clock once the keeper waits for it: until then it would
-// count what it waits for from a time that has passed.
+// tick advances the clock once the keeper has done what it was asked for until
+// now: of two looks that it is asked for it has begun the first afterwards, and
+// ended that when the second begins.
 func (l *lan) tick(d time.Duration) {
 	l.t.Helper()
-	for calm := 0; calm < 3; { // seen so for a while: it may just be about to look
-		ndistest.Await(l.t, "the keeper waits", l.waited)
-		time.Sleep(time.Millisecond)
-		if calm++; !l.waited() {
-			calm = 0
-		}
+	for range 2 {
+		f := forgetting{done: make(chan struct{})}
+		l.bridge.keeper.forget <- f
+		<-f.done
 	}
-	l.clock.advance(d)
-}
-
-// manual is a clock that the test moves.
-type manual struct {
-	mu     sync.Mutex
-	now    time.Time
-	timers []*manualTimer
-}
-
-type manualTimer struct {
-	clock *manual
-	at    time.Time
-	f     func()
-}
-
-func (c *manual) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *manual) AfterFunc(d time.Duration, f func()) ndiscore.Timer {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t := &manualTimer{clock: c, at: c.now.Add(d), f: f}
-	if d <= 0 {
-		go f()
-		return t
-	}
-	c.timers = append(c.timers, t)
-	return t
-}
-
-func (t *manualTimer) Stop() bool {
-	t.clock.mu.Lock()
-	defer t.clock.mu.Unlock()
-	i := slices.Index(t.clock.timers, t)
-	if i < 0 {
-		return false
-	}
-	t.clock.timers = slices.Delete(t.clock.timers, i, i+1)
-	return true
-}
-
-func (l *lan) waited() bool {
-	l.clock.mu.Lock()
-	defer l.clock.mu.Unlock()
-	return len(l.clock.timers) > 0 && len(l.bridge.keeper.wake) == 0
-}
-
-func (c *manual) advance(d time.Duration) {
-	c.mu.Lock()
-	c.now = c.now.Add(d)
-	var due []*manualTimer
-	c.timers = slices.DeleteFunc(c.timers, func(t *manualTimer) bool {
-		if !t.at.After(c.now) {
-			due = append(due, t)
-			return true
-		}
-		return false
-	})
-	c.mu.Unlock()
-	for _, t := range due {
-		go t.f()
-	}
+	l.clock.Advance(d)
 }
 
 func mac(n int) ndiscore.MAC {

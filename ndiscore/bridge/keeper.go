@@ -29,6 +29,9 @@ const (
 // at once, and again for what was lost or came before a port forwarded.
 var announceAt = [...]time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond}
 
+// lookLong is how long one look may take before it is taken again at once.
+const lookLong = 10 * time.Millisecond
+
 // keeper does what a bridge does in its own time. One goroutine, "bridge NAME
 // keeper", runs it: started by Initialize, ended by Halt.
 type keeper struct {
@@ -56,7 +59,7 @@ type keeper struct {
 }
 
 type forgetting struct {
-	port *port
+	port *port // nil: none, only look again
 	done chan struct{}
 }
 
@@ -119,7 +122,7 @@ func (k *keeper) forgetPort(p *port) {
 func (k *keeper) run() {
 	defer close(k.done)
 	defer k.worker.Close()
-	for {
+	for again := false; ; {
 		now := k.clock.Now()
 		k.take(now)
 		next := k.age(now)
@@ -129,10 +132,16 @@ func (k *keeper) run() {
 			}
 		}
 		timer := k.clock.AfterFunc(next.Sub(now), k.poke)
+		if again = !again && k.clock.Now().Sub(now) >= lookLong; again {
+			timer.Stop() // it is late by as long as the look took
+			continue
+		}
 		select {
 		case <-k.wake:
 		case f := <-k.forget:
-			k.drop(f.port)
+			if f.port != nil {
+				k.drop(f.port)
+			}
 			close(f.done)
 		case <-k.stop:
 			timer.Stop()

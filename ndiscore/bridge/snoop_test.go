@@ -327,7 +327,7 @@ func (l *lan) heard(n int) {
 		if int(l.bridge.snoop.reports.Load()) == n {
 			return true
 		}
-		l.clock.advance(snoopPace)
+		l.clock.Advance(snoopPace)
 		return false
 	})
 	l.bridge.snoop.count() // waits until it has published what it read

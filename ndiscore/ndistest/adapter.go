@@ -372,6 +372,9 @@ func (a *Adapter) Request(ctx context.Context, req *ndiscore.OIDRequest) error {
 	case req.ID == ndiscore.OIDGenVLANID && req.Kind == ndiscore.OIDQuery:
 		req.Data = uint32(0) // no VLAN
 		return nil
+	case req.ID >= ndiscore.OIDGenTransmitBufferSpace && req.ID <= ndiscore.OIDGenReceiveBlockSize && req.Kind == ndiscore.OIDQuery:
+		req.Data = uint32(1 << 20)
+		return nil
 	}
 	return ndiscore.ErrInvalidOID
 }

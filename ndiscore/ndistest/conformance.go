@@ -73,7 +73,7 @@ func TestAdapter(t *testing.T, newPair func(t *testing.T) Pair) {
 		{"halt joins and wakes", (*conformance).haltJoins},
 		{"flat", (*conformance).flat},
 		{"remove from the data path", (*conformance).removeFromDataPath},
-		{"unknown OID", (*conformance).unknownOID},
+		{"OIDs", (*conformance).oids},
 		{"link", (*conformance).link},
 		{"surprise removal", (*conformance).surprise},
 		{"surprise with traffic", (*conformance).surpriseWithTraffic},
@@ -597,7 +597,7 @@ func (c *conformance) removeFromDataPath() {
 	}
 }
 
-func (c *conformance) unknownOID() {
+func (c *conformance) oids() {
 	c.start()
 	err := c.protocol.Binding(c.pair.Name).Request(Context(c.t), &ndiscore.OIDRequest{ID: 0xff00ff00, Kind: ndiscore.OIDQuery})
 	if !errors.Is(err, ndiscore.ErrInvalidOID) {
@@ -607,6 +607,16 @@ func (c *conformance) unknownOID() {
 	c.must(c.protocol.Binding(c.pair.Name).Request(Context(c.t), req))
 	if _, ok := req.Data.(ndiscore.LinkState); !ok {
 		c.t.Errorf("link state: %T", req.Data)
+	}
+	for _, id := range []ndiscore.OID{
+		ndiscore.OIDGenTransmitBufferSpace, ndiscore.OIDGenReceiveBufferSpace, ndiscore.OIDGenTransmitBlockSize, ndiscore.OIDGenReceiveBlockSize,
+	} {
+		req := &ndiscore.OIDRequest{ID: id, Kind: ndiscore.OIDQuery}
+		if err := c.protocol.Binding(c.pair.Name).Request(Context(c.t), req); err != nil {
+			c.t.Errorf("%s, which every miniport answers: %v", id, err)
+		} else if _, ok := req.Data.(uint32); !ok {
+			c.t.Errorf("%s: %T", id, req.Data)
+		}
 	}
 }
 
