@@ -372,7 +372,9 @@ func (s *Switch) stepBundle(ctx context.Context, step config.Step, now, next *co
 		return err
 	}
 	if step.Op == config.OpUpdate {
-		err = s.core.UpdateBundle(ctx, spec)
+		if err = s.core.UpdateBundle(ctx, spec); err != nil && s.hasMembers(spec) {
+			now.Bundles = with(now.Bundles, b, bundleName) // it was not to be had in time, and is so
+		}
 	} else {
 		err = s.addBundle(ctx, spec, why)
 	}
@@ -381,6 +383,17 @@ func (s *Switch) stepBundle(ctx context.Context, step config.Step, now, next *co
 	}
 	now.Bundles = with(now.Bundles, b, bundleName)
 	return nil
+}
+
+// hasMembers reports whether a bundle has the members that spec says.
+func (s *Switch) hasMembers(spec ndiscore.BundleSpec) bool {
+	infos, err := s.core.Bundles(s.life)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(infos, func(b ndiscore.BundleInfo) bool {
+		return b.Name == spec.Name && slices.EqualFunc(b.Members, spec.Members, func(m ndiscore.BundleMember, name string) bool { return m.Adapter == name })
+	})
 }
 
 func (s *Switch) addBundle(ctx context.Context, spec ndiscore.BundleSpec, why string) error {

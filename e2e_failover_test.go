@@ -188,7 +188,7 @@ func (u *uplinks) phase(t *testing.T, name, active string, mayLose uint64, do fu
 	s := u.udp.Snapshot(ctx)
 	t.Logf("%-22s lost %d+%d of %d+%d, longest gap %v, %v; sender late by %v, %v", name, s.AtoB.Lost, s.BtoA.Lost, s.AtoB.Sent, s.BtoA.Sent,
 		ms(s.AtoB.LongestGap), ms(s.BtoA.LongestGap), ms(s.AtoB.SenderLate), ms(s.BtoA.SenderLate))
-	full := fullQueues(t, u.sw.Switch).since(before)
+	full := fullQueues(t, u.sw.Switch).since(before, max(s.AtoB.SenderLate, s.BtoA.SenderLate))
 	if full > 0 {
 		t.Logf("%s: this process was not run for so long that %d frames found a queue full", name, full)
 	}

@@ -54,16 +54,17 @@ type failure struct {
 	within, kernel, before []float64
 }
 
-// sinceTold is how many packets of a direction were lost that were sent once the
-// kernel had told of the failure: as many as fit between its message, or the
-// beginning of the gap if that is later, and the end of the gap.
+// sinceTold is how many packets of a direction were lost at most that were sent
+// once the kernel had told of the failure: all but those that fit into the gap
+// before its message.
 func sinceTold(d lab.DirectionStats, at time.Time) float64 {
-	from, to := d.GapAt, d.GapAt.Add(d.LongestGap)
-	if at.After(from) {
-		from = at
-	}
 	const each = time.Millisecond
-	return min(float64(d.Lost), max(0, float64((to.Sub(from)+each-1)/each)))
+	end := d.GapAt.Add(d.LongestGap)
+	if at.After(end) {
+		at = end
+	}
+	before := max(0, float64(at.Sub(d.GapAt)/each))
+	return max(0, float64(d.Lost)-before)
 }
 
 // linkWatch notes when the kernel's message that a link passes nothing can be
@@ -238,7 +239,7 @@ func (u *uplinks) round(t *testing.T, k *failure, watch *linkWatch) {
 		u.through(t, 512<<10) // some 125 ms
 		s := u.udp.Snapshot(ctx)
 		stats = s
-		full := fullQueues(t, u.sw.Switch).since(before)
+		full := fullQueues(t, u.sw.Switch).since(before, max(s.AtoB.SenderLate, s.BtoA.SenderLate))
 		var worst uint64
 		for way, d := range map[string]lab.DirectionStats{"there": s.AtoB, "back": s.BtoA} {
 			n := d.Lost - min(d.Lost, d.Overrun+full)

@@ -100,7 +100,8 @@ on = "r1{s}"
 addresses = ["10.5.2{n}.1/24"]
 `
 
-// newer is what only this build is measured with: another one may not know it.
+// newer is what is measured when this build is measured alone: another one may not
+// know it.
 const newer = `
 [adapter.v0]
 driver = "afpacket"
@@ -214,7 +215,11 @@ func run(rounds int, duration time.Duration, pings int, only, against string) (e
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("build vswitch: %w", err)
 	}
-	rows, stop, err := h.build(ctx, dir, binary, "", "0", newer)
+	more := newer
+	if against != "" {
+		more = "" // two builds are compared with the same configuration
+	}
+	rows, stop, err := h.build(ctx, dir, binary, "", "0", more)
 	if stop != nil {
 		defer func() { err = errors.Join(err, stop()) }()
 	}
@@ -246,6 +251,9 @@ func run(rounds int, duration time.Duration, pings int, only, against string) (e
 		{name: "kernel router", dst: ip("10.4.2.2")},
 		rows[2],
 		{name: "vswitch router, masquerade", baseline: "kernel router", dst: ip("10.6.2.2")},
+	}
+	if against != "" {
+		paths = slices.DeleteFunc(paths, func(p *path) bool { return p.baseline != "" && !slices.Contains(rows, p) })
 	}
 	for _, p := range before { // each behind its newer one
 		at := slices.IndexFunc(paths, func(q *path) bool { return q.before == p })

@@ -297,9 +297,10 @@ func (o *operator) step(s Step) {
 			return modelBundle(b), ok
 		}, func(k keyed) {
 			o.want(len(only(s.Why, "mode")) == 0, "cannot be done to a running bundle")
-			was := unlisted(k["members"])
+			was, mac := unlisted(k["members"]), k["mac"]
 			o.set(k, s.Why)
 			now := unlisted(k["members"])
+			o.want(k["mac"] != `"first"` || mac == k["mac"] && was[0] == now[0], "a running team does not take over another first member's address")
 			o.want(slices.ContainsFunc(now, func(m string) bool { return slices.Contains(was, m) }), "nobody stays of %v", was)
 			if s.Members != nil {
 				o.want(slices.Equal(s.Members, now) && len(now) < len(was), "it says that %v stay", s.Members)
@@ -661,6 +662,22 @@ func TestPlanFromBroken(t *testing.T) {
 		old.Bridges = slices.DeleteFunc(slices.Clone(old.Bridges), func(Bridge) bool { return gone() })
 		old.Interfaces = slices.DeleteFunc(slices.Clone(old.Interfaces), func(Interface) bool { return gone() })
 		(&operator{fataler: t, plan: Plan(&old, wanted), old: &old, new: wanted, m: model(&old), broken: true}).carryOut()
+	})
+}
+
+// TestPlanAroundRemoved: what was removed by hand and stays configured is no reason
+// to touch anything else.
+func TestPlanAroundRemoved(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		now := *drawSmall(t)
+		now.Adapters = slices.DeleteFunc(slices.Clone(now.Adapters), func(Adapter) bool { return rapid.IntRange(0, 2).Draw(t, "gone") == 0 })
+		goal := now
+		goal.Routes = nil
+		for _, s := range Plan(&now, &goal).Steps {
+			if s.Kind != KindRoute {
+				t.Fatalf("%s", s)
+			}
+		}
 	})
 }
 

@@ -225,8 +225,15 @@ func (p *planner) losers(name string) []string {
 	if b == nil {
 		return p.upon[name]
 	}
-	for _, m := range b.Members {
-		if b.Mode == "team" && !p.away[m] {
+	members := b.Members
+	if kept := p.kept[b.Name]; kept != nil {
+		if !slices.Contains(kept, name) {
+			return nil // it has left before
+		}
+		members = kept
+	}
+	for _, m := range members {
+		if _, was := p.oldAdapters[m]; b.Mode == "team" && was && !p.away[m] {
 			return nil // another member takes over
 		}
 	}
@@ -341,7 +348,8 @@ func longestRising(list []string, place map[string]int) []string {
 var probing = []string{"health.target", "health.interval"}
 
 // compareBundles finds the bundles that do not outlive the change: those of
-// another mode, and those of which no member stays.
+// another mode, those of which no member stays, and those whose address is the
+// first member's and does not stay that: a team takes it over when it begins.
 func (p *planner) compareBundles() {
 	for _, o := range p.old.Bundles {
 		i, stays := p.newBundles[o.Name]
@@ -352,6 +360,9 @@ func (p *planner) compareBundles() {
 		keys := []string{"mode"}
 		if !slices.ContainsFunc(o.Members, func(m string) bool { return slices.Contains(n.Members, m) }) {
 			keys = append(keys, "members")
+		}
+		if (o.MAC == "first" || n.MAC == "first") && (o.MAC != n.MAC || o.Members[0] != n.Members[0]) {
+			keys = append(keys, "members", "mac")
 		}
 		why := only(differ(o, n), keys...)
 		if o.Mode == "ndis5" && len(why) == 0 {
@@ -411,30 +422,30 @@ func (p *planner) bundlesAway() {
 // any more or belong to something else afterwards. Whoever else leaves does so
 // when others have come.
 func (p *planner) membersAway() {
-	taken := map[string]string{} // by name: the bundle, or "" for anything else
+	taken := map[string]bool{}
 	for _, b := range p.new.Bundles {
 		for _, m := range b.Members {
-			taken[m] = b.Name
+			taken[m] = true
 		}
 	}
 	for _, b := range p.new.Bridges {
 		for _, port := range b.Ports {
-			taken[port] = ""
+			taken[port] = true
 		}
 	}
 	for _, i := range p.new.Interfaces {
-		taken[i.On] = ""
+		taken[i.On] = true
 	}
 	for _, o := range p.old.Bundles {
 		i, stays := p.newBundles[o.Name]
 		if !stays || p.remade[o.Name] != nil {
 			continue
 		}
-		less := o
+		n, less := p.new.Bundles[i], o
 		less.Members = slices.DeleteFunc(slices.Clone(o.Members), func(m string) bool {
 			_, there := p.newAdapters[m]
-			by, wanted := taken[m]
-			return !there || wanted && by != o.Name
+			wanted := taken[m]
+			return !slices.Contains(n.Members, m) && (!there || wanted)
 		})
 		if p.kept[o.Name] = less.Members; len(less.Members) < len(o.Members) {
 			p.step(Step{
@@ -446,10 +457,12 @@ func (p *planner) membersAway() {
 }
 
 // membersLosers names who loses traffic when an old bundle keeps of its members
-// only some: those on one of mode ndis5, which may lose its primary, and those on
-// a team of which nobody is left who works meanwhile.
+// only some: those on one of mode ndis5, which may lose its primary, those on a
+// team of which nobody is left who is there, and for a moment those whose address
+// is that of whichever member is active.
 func (p *planner) membersLosers(b Bundle, keeps []string) []string {
-	if len(keeps) == len(b.Members) || b.Mode == "team" && slices.ContainsFunc(keeps, func(m string) bool { return !p.away[m] }) {
+	there := func(m string) bool { _, was := p.oldAdapters[m]; return was }
+	if len(keeps) == len(b.Members) || b.Mode == "team" && b.MAC != "active" && slices.ContainsFunc(keeps, there) {
 		return nil
 	}
 	return p.upon[b.Name]

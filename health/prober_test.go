@@ -138,7 +138,7 @@ type manual struct {
 // has done what was due.
 func (c *manual) advance(d time.Duration) {
 	c.settle()
-	c.Advance(d)
+	c.Jump(d)
 	c.settle()
 }
 
@@ -147,8 +147,11 @@ func (c *manual) advance(d time.Duration) {
 func (c *manual) settle() {
 	for range 2 {
 		a := ask{done: make(chan struct{})}
-		c.prober.asks <- a
-		<-a.done
+		select {
+		case c.prober.asks <- a:
+			<-a.done
+		case <-c.prober.done: // it has ended
+		}
 	}
 }
 

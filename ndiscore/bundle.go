@@ -83,7 +83,7 @@ type MemberView struct {
 	Leaving     bool      // a removal, stop or pause is under way
 	Resetting   bool      // a reset is about to begin, or under way
 	Link        LinkState // as last indicated
-	Since       time.Time // when it became usable, or unusable, as it is now
+	Since       time.Time // when it became usable, or unusable, as it is now; a reset makes it unusable
 	Failures    uint64    // send errors and the like, ever
 	LastFailure time.Time
 	Proof       time.Time // newest answered probe, zero for none since it came back
@@ -190,7 +190,8 @@ func (spec *BundleSpec) check() error {
 // failbackOverlap is how long a team keeps delivering unicast that arrives on
 // the member it has just left while that member still works: frames that were
 // under way when the switches outside learned the new way. A member that is
-// taken away in good order is paused when it is over.
+// taken away in good order is paused when it is over, one that somebody asked to
+// be reset is reset then.
 const failbackOverlap = 500 * time.Millisecond
 
 // dataPathEpoch is what the data path adds to a teamSet's epoch.
@@ -455,7 +456,7 @@ func (m *machine) evaluateTeam(b *mBundle) {
 		m.now.Before(b.overlapTo) && m.stillDelivers(b, old.overlap):
 		set.overlap = old.overlap
 	}
-	if b.pinned != "" && set.member >= 0 && b.members[set.member] != b.pinned {
+	if b.pinned != "" && set.member >= 0 && b.members[set.member] != b.pinned && !m.beingReset(b.pinned) {
 		b.pinned = "" // what was promoted by hand has failed; the usual order holds again
 	}
 	if !b.published || !set.same(old) {
@@ -487,6 +488,12 @@ func (m *machine) publish(b *mBundle, set teamSet, why string) {
 func changed(old, set teamSet) bool {
 	return set.member >= 0 && (set.member != old.member ||
 		slices.ContainsFunc(old.carriers, func(c int) bool { return !set.active(c) }))
+}
+
+// beingReset reports whether a member is only away for a reset.
+func (m *machine) beingReset(member string) bool {
+	a := m.adapter(member)
+	return a != nil && a.goal == goalUp && !a.surprise && a.resetPlanned()
 }
 
 func (m *machine) stillUsable(b *mBundle, member int) bool {
@@ -683,7 +690,7 @@ func (m *machine) promote(ev event) {
 		return
 	}
 	if !m.stillUsable(b, i) {
-		m.reply(ev.reply, fmt.Errorf("bundle %s: promote %s: %w: it is not running and connected", b.name, ev.why, ErrInvalidState))
+		m.reply(ev.reply, fmt.Errorf("bundle %s: promote %s: %w: it is not running and connected, or is being reset", b.name, ev.why, ErrInvalidState))
 		return
 	}
 	b.pinned = ev.why

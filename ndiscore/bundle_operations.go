@@ -57,6 +57,9 @@ func (c *Core) mayJoin(spec BundleSpec, b *mBundle) error {
 			continue
 		}
 		s := c.slots[n]
+		if s == nil && b != nil && b.has(n) {
+			continue // it was removed, and is a member again when it is back
+		}
 		if s == nil || s.driver == nil {
 			return fmt.Errorf("bundle %s: member %s: %w", spec.Name, n, ErrAdapterNotFound)
 		}

@@ -382,9 +382,13 @@ func (firstUsable) Decide(v BundleView) BundleDecision {
 			continue
 		}
 		d.Verdicts[i] = VerdictUp
-		if d.Active < 0 {
+		switch {
+		case d.Active >= 0 && v.Members[d.Active].Resetting && !m.Resetting:
+			d.Successors = append(d.Successors, d.Active)
+			fallthrough
+		case d.Active < 0:
 			d.Active, d.Why = i, m.Name+" is the first usable member"
-		} else {
+		default:
 			d.Successors = append(d.Successors, i)
 		}
 		if v.Balance == BalanceHash {

@@ -120,7 +120,7 @@ type mAdapter struct {
 	retry       time.Duration // what the next failure of such a start adds
 	link        LinkState
 	usableSince time.Time // since when usable is what it is
-	usable      bool      // Running and connected
+	usable      bool      // Running and connected, and no reset is planned
 	failures    uint64
 	lastFailure time.Time
 	proof       time.Time
@@ -244,11 +244,16 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 	case evStop:
 		if a.await { // whatever happens to its device, it stays down
 			a.await = false
+			m.unstart(a, a.overtaken(ev.why))
 			if a.goal == goalDown {
 				m.down(a, HaltDeviceStopped, ev)
 			} else {
 				m.reply(ev.reply, nil)
 			}
+			return
+		}
+		if m.unstart(a, a.overtaken(ev.why)) { // it goes down, and is not to come up again
+			m.down(a, HaltDeviceStopped, ev)
 			return
 		}
 		if a.goal == goalDown || a.state == StateHalted && !a.busy && !a.asleep {
@@ -323,6 +328,9 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		}
 		m.event(Event{What: "link", Adapter: a.name, From: a.link.Media.String(), To: ev.link.Media.String(), Why: ev.link.Why})
 		a.link = ev.link
+		if a.resetPlanned() { // how long it has been so is counted from here
+			a.usableSince = m.now
+		}
 	case evObserved:
 		m.observed(a, ev.observed)
 	case evFailureObserved:
@@ -335,7 +343,7 @@ func (m *machine) start(a *mAdapter, ev event) {
 	switch {
 	case a.stuck:
 		m.reply(ev.reply, fmt.Errorf("adapter %s: start: %w", a.name, ErrQuarantined))
-	case ev.kind == evStart && a.goal == goalDown && !a.forget:
+	case ev.kind == evStart && ev.reply != 0 && a.goal == goalDown && !a.forget:
 		// On its way down, perhaps by itself and unnoticed: it starts once it rests.
 		a.again = append(a.again, ev)
 	case a.goal == goalUp || a.goal == goalDown || a.goal == goalSleep || a.asleep:
@@ -352,6 +360,17 @@ func (m *machine) start(a *mAdapter, ev event) {
 		m.redirect(a, goalUp, ev)
 		a.tryAgain()
 	}
+}
+
+// unstart answers the starts that wait until a has gone down, and reports whether
+// there were any.
+func (m *machine) unstart(a *mAdapter, err error) bool {
+	for _, ev := range a.again {
+		m.reply(ev.reply, err)
+	}
+	any := len(a.again) > 0
+	a.again = nil
+	return any
 }
 
 // tryAgain forgets who failed before.
@@ -498,8 +517,12 @@ func (m *machine) arrived(a *mAdapter) bool {
 		}
 		again := a.again
 		a.again = nil
-		for _, ev := range again {
-			m.start(a, ev)
+		for i, ev := range again {
+			if i == 0 {
+				m.start(a, ev)
+			} else {
+				a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: goalUp})
+			}
 		}
 		return true
 	}
@@ -577,11 +600,11 @@ func (m *machine) nextUp(a *mAdapter) (action, bool) {
 	if b := m.unwanted(a); b != nil {
 		return b.leave(), true
 	}
-	if a.held {
-		return m.nextPause(a)
-	}
 	if a.rests {
 		return m.nextTold(a)
+	}
+	if a.held {
+		return m.nextPause(a)
 	}
 	if a.state == StatePaused {
 		return action{kind: actRestart}, true

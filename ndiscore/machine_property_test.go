@@ -117,6 +117,7 @@ type model struct {
 	attrs             Attributes
 	asleep, forgot    bool     // suspended; and halted for it, with settings lost
 	told              NetEvent // the newest power event
+	paused            bool     // by hand, and not started since
 	resets            int
 }
 
@@ -469,10 +470,12 @@ func (p *play) kept(id int) {
 	switch op.kind {
 	case evStart:
 		need(!mo.asleep && (mo.state == StateRunning || m.held))
+		mo.paused = false
 	case evResume: // what was paused when it was put to sleep stays so
-		need(!mo.asleep && (mo.state == StateRunning || m.held || mo.state == StatePaused && m.goal == goalRest))
+		need(!mo.asleep && (mo.state == StateRunning || m.held || mo.state == StatePaused && mo.paused))
 	case evPause:
 		need(mo.state == StatePaused)
+		mo.paused = true
 	case evStop:
 		need(mo.state == StateHalted && (m == nil || !m.asleep))
 	case evRemove:

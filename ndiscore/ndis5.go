@@ -77,7 +77,7 @@ func (a *mAdapter) initialised() bool {
 // promotable reports whether a can be its bundle's primary: it runs, or, as the
 // very first, is about to.
 func (a *mAdapter) promotable(first bool) bool {
-	return a.goal == goalUp && !a.surprise && !a.stuck && !a.asleep && (a.state == StateRunning || first && a.state == StatePaused)
+	return a.goal == goalUp && !a.surprise && !a.stuck && !a.asleep && (a.state == StateRunning || first && a.state == StatePaused && !a.rests)
 }
 
 // lead makes next the primary of b, "" for nobody, and points the others at it.

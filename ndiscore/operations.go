@@ -13,7 +13,9 @@ import (
 // overtook it, and also when it is called from inside a call of the core with
 // that call's context.
 
-// Start brings an adapter up, and returns when it runs and everybody is bound.
+// Start brings an adapter up, and returns when it runs and everybody is bound. One
+// that is on its way down is brought up once it rests, unless it is stopped or
+// removed before.
 func (c *Core) Start(ctx context.Context, name, why string) error {
 	return c.operate(ctx, event{kind: evStart, adapter: name, why: why})
 }
@@ -82,8 +84,8 @@ func (c *Core) Suspend(ctx context.Context, name, why string) error {
 	return c.operate(ctx, event{kind: evSuspend, adapter: name, why: why})
 }
 
-// Resume wakes a suspended adapter. One that cannot be woken is removed
-// (HaltDeviceFailed).
+// Resume wakes a suspended adapter; what was paused when it was suspended stays
+// so. One that cannot be woken is removed (HaltDeviceFailed).
 func (c *Core) Resume(ctx context.Context, name, why string) error {
 	return c.operate(ctx, event{kind: evResume, adapter: name, why: why})
 }

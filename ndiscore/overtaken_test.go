@@ -111,22 +111,34 @@ func TestStopWhileAwaiting(t *testing.T) {
 }
 
 // A device that gave itself up is on its way down, and who starts it need not
-// know when that is done; a removal is the end of it.
+// know when that is done. Who stops or removes it afterwards has the last word.
 func TestStartWhileGoingDown(t *testing.T) {
-	for _, removed := range []bool{false, true} {
+	for _, last := range []string{"running", "halted", "gone"} {
 		b, _, m, _, _ := full(t, ndiscore.Options{}, ndistest.AdapterOptions{Device: true})
 		hold := m.Hold("Halt")
 		b.must(m.Handle().Remove("broken"))
 		hold.Await(t)
 		given, up := context.WithCancel(b.ctx())
 		up()
-		if err := b.core.Start(given, "M", "test"); !errors.Is(err, context.Canceled) { // asked for, and not waited for
-			t.Error(err)
+		for range 2 { // asked for, and not waited for
+			if err := b.core.Start(given, "M", "test"); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
 		}
-		if removed {
-			gone := later(func() error { return b.core.Remove(b.ctx(), "M", "test") })
-			hold.Release()
-			b.must(<-gone)
+		var then <-chan error
+		switch last {
+		case "running":
+			then = later(func() error { return b.core.Start(b.ctx(), "M", "test") })
+		case "halted":
+			then = later(func() error { return b.core.Stop(b.ctx(), "M", "test") })
+		case "gone":
+			then = later(func() error { return b.core.Remove(b.ctx(), "M", "test") })
+		}
+		hold.Release()
+		if err := <-then; err != nil && last != "running" { // that may have been too late: it runs
+			t.Errorf("%s: %v", last, err)
+		}
+		if last == "gone" {
 			infos, err := b.core.Adapters(b.ctx())
 			b.must(err)
 			if len(infos) > 0 {
@@ -134,8 +146,11 @@ func TestStartWhileGoingDown(t *testing.T) {
 			}
 			continue
 		}
-		hold.Release()
-		b.awaitState("M", "running")
+		b.awaitState("M", last)
+		b.settle("M")
+		if s := b.state("M"); s != last {
+			t.Errorf("%s, want %s", s, last)
+		}
 	}
 }
 

@@ -9,13 +9,14 @@ import (
 // paused downward; then a power-aware adapter puts its device to sleep, and any
 // other is halted with its bindings left in place. On the way back the device
 // comes first, then the restart upward, then the word that traffic may resume.
+// What was paused by hand is not restarted.
 
 func (m *machine) suspend(a *mAdapter, ev event) {
 	if a.goal != goalUp && a.goal != goalRest || a.asleep || a.state == StateHalted || a.surprise {
 		m.reply(ev.reply, fmt.Errorf("adapter %s: suspend: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 		return
 	}
-	paused := a.goal == goalRest
+	paused := a.goal == goalRest || a.rests
 	m.redirect(a, goalSleep, ev)
 	a.rests = paused // and is so again when it wakes
 }

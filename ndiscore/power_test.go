@@ -1,6 +1,7 @@
 package ndiscore_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -252,7 +253,7 @@ func TestC96OperStatus(t *testing.T) {
 // What was paused when it was put to sleep is paused when it wakes.
 func TestResumePaused(t *testing.T) {
 	for _, aware := range []bool{true, false} {
-		b, tr, _, _, _ := full(t, ndiscore.Options{}, ndistest.AdapterOptions{PowerAware: aware})
+		b, tr, _, p1, _ := full(t, ndiscore.Options{}, ndistest.AdapterOptions{PowerAware: aware})
 		b.must(b.core.Pause(b.ctx(), "M", "test"))
 		b.must(b.core.Suspend(b.ctx(), "M", "test"))
 		tr.Take()
@@ -266,6 +267,25 @@ func TestResumePaused(t *testing.T) {
 		}
 		if i := ndistest.Info(t, b.core, "M"); i.State != ndiscore.StatePaused || i.Asleep {
 			t.Errorf("%s, asleep %t", i.State, i.Asleep)
+		}
+		// It is put to sleep again before everybody knows that it woke.
+		b.must(b.core.Suspend(b.ctx(), "M", "test"))
+		hold := p1.Hold("Event(SetPower(D0))")
+		resumed := later(func() error { return b.core.Resume(b.ctx(), "M", "test") })
+		hold.Await(t)
+		given, up := context.WithCancel(b.ctx())
+		up()
+		if err := b.core.Suspend(given, "M", "test"); !errors.Is(err, context.Canceled) { // asked for, and not waited for
+			t.Error(err)
+		}
+		hold.Release()
+		if err := <-resumed; !errors.Is(err, ndiscore.ErrInvalidState) {
+			t.Errorf("overtaken: %v", err)
+		}
+		b.settle("M")
+		b.must(b.core.Resume(b.ctx(), "M", "test"))
+		if i := ndistest.Info(t, b.core, "M"); i.State != ndiscore.StatePaused || i.Asleep {
+			t.Errorf("again: %s, asleep %t", i.State, i.Asleep)
 		}
 		b.must(b.core.Start(b.ctx(), "M", "test"))
 		if i := ndistest.Info(t, b.core, "M"); i.State != ndiscore.StateRunning {

@@ -191,10 +191,8 @@ func (m *machine) forsake(a *mAdapter, err error) {
 	for _, w := range a.settling {
 		m.reply(w.reply, cmp.Or(w.err, err))
 	}
-	for _, ev := range a.again {
-		m.reply(ev.reply, err)
-	}
-	a.settling, a.again = nil, nil
+	a.settling = nil
+	m.unstart(a, err)
 }
 
 // notified records that those above have heard.

@@ -41,7 +41,8 @@ func (ActiveBackup) Decide(v ndiscore.BundleView) ndiscore.BundleDecision {
 	for i := range v.Members {
 		d.Verdicts[i] = verdict(&v, i, active, v.Now)
 	}
-	if v.DownDelay == 0 {
+	// Who is waited for is not left by the data path either.
+	if v.DownDelay == 0 && (active < 0 || !v.Members[active].Resetting) {
 		d.Successors = successors(d.Verdicts, active)
 	}
 	if v.Balance == ndiscore.BalanceHash {
@@ -56,8 +57,12 @@ func choose(v *ndiscore.BundleView) (active int, why string) {
 	if v.Active < 0 {
 		return start(v)
 	}
-	if cause, left := leave(v, &v.Members[v.Active]); left {
+	a := &v.Members[v.Active]
+	if cause, left := leave(v, a); left {
 		return replace(v, cause)
+	}
+	if a.Resetting && alive(a) {
+		return standIn(v, a)
 	}
 	return failback(v)
 }
@@ -74,7 +79,7 @@ func start(v *ndiscore.BundleView) (int, string) {
 		if !failing(v, m) {
 			return i, fmt.Sprintf("nothing was active; %s is the first usable member", describe(v, m))
 		}
-		if fallback < 0 {
+		if fallback < 0 || v.Members[fallback].Resetting && !m.Resetting {
 			fallback = i
 		}
 	}
@@ -93,9 +98,8 @@ func failing(v *ndiscore.BundleView, m *ndiscore.MemberView) bool {
 func leave(v *ndiscore.BundleView, m *ndiscore.MemberView) (cause string, left bool) {
 	if alive(m) {
 		// Where flows are shared, one that does not answer is no better than the
-		// next that does not, and there is somebody who does. A reset is waited
-		// out only where there is nobody else.
-		if (m.Resetting || v.Balance == ndiscore.BalanceHash && probesLost(m)) && otherUp(v) {
+		// next that does not, and there is somebody who does.
+		if v.Balance == ndiscore.BalanceHash && probesLost(m) && otherUp(v) {
 			return describe(v, m), true
 		}
 		return "", false
@@ -104,6 +108,30 @@ func leave(v *ndiscore.BundleView, m *ndiscore.MemberView) (cause string, left b
 		return "", false
 	}
 	return describe(v, m), true
+}
+
+// standIn chooses who takes over from the active member a while that is reset:
+// the first that is up, or else the first that is held by time alone. Without
+// either the reset is waited out.
+func standIn(v *ndiscore.BundleView, a *ndiscore.MemberView) (int, string) {
+	next := -1
+	for i := range v.Members {
+		m := &v.Members[i]
+		if i == v.Active || !alive(m) || m.Resetting {
+			continue
+		}
+		if verdict(v, i, v.Active, v.Now) == ndiscore.VerdictUp {
+			next = i
+			break
+		}
+		if next < 0 && m.ProbesLost < lostProbes && (!v.NeedProof || hasProof(m)) {
+			next = i
+		}
+	}
+	if next < 0 {
+		return v.Active, ""
+	}
+	return next, fmt.Sprintf("%s; next is %s", describe(v, a), describe(v, &v.Members[next]))
 }
 
 // tolerated reports whether m only lacks its link, and not for long.
@@ -145,7 +173,7 @@ func replace(v *ndiscore.BundleView, cause string) (int, string) {
 		case ndiscore.VerdictUp, ndiscore.VerdictInconclusive:
 			return i, fmt.Sprintf("%s; next is %s", cause, describe(v, &v.Members[i]))
 		case ndiscore.VerdictHeld:
-			if held < 0 {
+			if held < 0 || v.Members[held].Resetting && !v.Members[i].Resetting {
 				held = i
 			}
 		}

@@ -103,7 +103,9 @@ func TestActiveBackup(t *testing.T) {
 		{name: "being reset", view: view{Active: 0, Members: members{member("a", resetting), member("b")}},
 			active: 1, succ: []int{0}, verdict: []ndiscore.Verdict{held, up}, why: "a is being reset; next is b"},
 		{name: "being reset, with nobody to take over", view: view{Active: 0, Members: members{member("a", resetting), member("b", lost(3))}},
-			active: 0, succ: []int{1}, verdict: []ndiscore.Verdict{up, held}},
+			active: 0, verdict: []ndiscore.Verdict{up, held}},
+		{name: "being reset, with one that time holds", view: view{Active: 0, Hold: time.Minute, Members: members{member("a", resetting), member("b", lost(3)), member("c", since(time.Second))}},
+			active: 2, succ: []int{0, 1}, verdict: []ndiscore.Verdict{held, held, up}, why: "a is being reset; next is c"},
 		{name: "start prefers a member that is not being reset", view: view{Active: -1, Members: members{member("a", resetting), member("b")}},
 			active: 1, succ: []int{0}, verdict: []ndiscore.Verdict{held, up}, why: "b "},
 		{name: "nothing left", view: view{Active: 0, Members: members{member("a", linkDown(0)), member("b", stopped)}},
@@ -323,7 +325,7 @@ func TestActiveBackupProperties(t *testing.T) {
 				t.Fatalf("member %d is %s", i, d.Verdicts[i])
 			}
 		}
-		if want := d.Active >= 0 && others > 0 && v.DownDelay == 0; want != (len(d.Successors) > 0) {
+		if want := d.Active >= 0 && others > 0 && v.DownDelay == 0 && !v.Members[d.Active].Resetting; want != (len(d.Successors) > 0) {
 			t.Fatalf("successors %v with %d usable members left and down delay %s", d.Successors, others, v.DownDelay)
 		}
 		same(t, v, d)

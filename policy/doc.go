@@ -16,8 +16,8 @@
 //   - The active member is left as soon as it is not alive; only a lost link is
 //     tolerated, for DownDelay. What probes say does not take down an active
 //     member: an unanswered probe on the path in use is for now evidence only.
-//     One that is to be reset is left too, if another is up: alone it stays, and
-//     the reset is waited out.
+//     One that is to be reset is left too, if another is up, or held by time
+//     alone: else it stays, and the reset is waited out.
 //   - A standby is held, though alive, until UpDelay and Hold have passed since
 //     its recovery, until a probe has been answered since then (where a prober
 //     watches), and while its probes are lost or it is being reset.

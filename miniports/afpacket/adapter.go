@@ -464,11 +464,15 @@ func (a *adapter) Return(*ndiscore.Batch) {}
 
 // Request implements ndiscore.Adapter.
 func (a *adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
-	if req.Kind == ndiscore.OIDQuery {
-		return a.query(req)
+	if req.Kind == ndiscore.OIDQuery && req.ID == ndiscore.OIDGenLinkState {
+		req.Data = a.link.State()
+		return nil
 	}
-	a.control.Lock()
+	a.control.Lock() // a reset may be under way
 	defer a.control.Unlock()
+	if req.Kind == ndiscore.OIDQuery {
+		return a.queryLocked(req)
+	}
 	switch req.ID {
 	case ndiscore.OIDGenCurrentPacketFilter:
 		f, ok := req.Data.(ndiscore.PacketFilter)
@@ -499,9 +503,9 @@ func (a *adapter) Request(_ context.Context, req *ndiscore.OIDRequest) error {
 	return ndiscore.ErrInvalidOID
 }
 
-// query answers what the core does not know by itself. The memory is the
+// queryLocked answers what the core does not know by itself. The memory is the
 // kernel's: rings of slots, and what the sockets may send at once.
-func (a *adapter) query(req *ndiscore.OIDRequest) error {
+func (a *adapter) queryLocked(req *ndiscore.OIDRequest) error {
 	var send, rings int
 	slot := minFrame
 	for _, q := range a.queues {
@@ -510,8 +514,6 @@ func (a *adapter) query(req *ndiscore.OIDRequest) error {
 		}
 	}
 	switch req.ID {
-	case ndiscore.OIDGenLinkState:
-		req.Data = a.link.State()
 	case ndiscore.OIDGenTransmitBufferSpace:
 		req.Data = uint32(min(send, math.MaxUint32))
 	case ndiscore.OIDGenTransmitBlockSize:

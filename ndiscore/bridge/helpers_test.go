@@ -290,10 +290,13 @@ func (l *lan) tick(d time.Duration) {
 	l.t.Helper()
 	for range 2 {
 		f := forgetting{done: make(chan struct{})}
-		l.bridge.keeper.forget <- f
-		<-f.done
+		select {
+		case l.bridge.keeper.forget <- f:
+			<-f.done
+		case <-l.bridge.keeper.done: // it has ended
+		}
 	}
-	l.clock.Advance(d)
+	l.clock.Jump(d)
 }
 
 func mac(n int) ndiscore.MAC {

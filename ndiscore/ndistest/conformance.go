@@ -613,7 +613,7 @@ func (c *conformance) oids() {
 	} {
 		req := &ndiscore.OIDRequest{ID: id, Kind: ndiscore.OIDQuery}
 		if err := c.protocol.Binding(c.pair.Name).Request(Context(c.t), req); err != nil {
-			c.t.Errorf("%s, which every miniport answers: %v", id, err)
+			c.t.Errorf("%s, which every driver of a device answers: %v", id, err)
 		} else if _, ok := req.Data.(uint32); !ok {
 			c.t.Errorf("%s: %T", id, req.Data)
 		}
