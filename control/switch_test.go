@@ -183,6 +183,10 @@ func startReal(t *testing.T, text string) *real {
 		ran <- err
 		t.Fatalf("it does not start: %v", err)
 	}
+	ndistest.Await(t, "all routes alive", func() bool { // links are told of a moment later
+		routes, err := r.Routes(t.Context())
+		return err == nil && !slices.ContainsFunc(routes, func(x control.Route) bool { return !x.Alive })
+	})
 	return r
 }
 
