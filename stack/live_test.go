@@ -654,10 +654,10 @@ func TestAttributesChange(t *testing.T) {
 	d.crosses("a", "fd01::2", "fd02::2", "b")
 	// One that IP cannot use at all withdraws the routes.
 	d.state("b", ndiscore.AttributesChange{MTU: 60}, func(a *ndiscore.Attributes) { a.MTU = 60 })
-	eventually(t, "withdrawn", func() bool { return d.leavesBy("10.2.0.2") == "" })
-	if r, _ := d.route("10.2.0.0/24", "wan"); r.Why != "the mtu of b is 60, IP needs 68" {
-		t.Errorf("%+v", r)
-	}
+	eventually(t, "withdrawn, and why", func() bool { // it is told once it is so
+		r, _ := d.route("10.2.0.0/24", "wan")
+		return d.leavesBy("10.2.0.2") == "" && r.Why == "the mtu of b is 60, IP needs 68"
+	})
 	d.state("b", ndiscore.AttributesChange{MTU: 9000}, func(a *ndiscore.Attributes) { a.MTU = 9000 })
 	eventually(t, "back", func() bool { return d.leavesBy("fd02::2") == "wan" && d.router.Interfaces()[1].MTU == 9000 })
 
