@@ -241,14 +241,20 @@ func (d *bulkDirection) start(s *TCPBulk, from, to *net.TCPConn) {
 // send runs until done is closed, then closes its half of the connection.
 func (d *bulkDirection) send(s *TCPBulk, c *net.TCPConn) error {
 	chunk := bulkChunk
+	var pace *pacer
 	if s.o.Rate > 0 { // some hundred steps a second make an even stream
 		chunk = int(min(bulkChunk, max(1448, s.o.Rate/200)))
+		var err error
+		if pace, err = newPacer(); err != nil {
+			return err
+		}
+		defer pace.close()
 	}
 	start := monotonic()
 	for pos := uint64(0); ; {
-		if s.o.Rate > 0 {
+		if pace != nil {
 			due := start + time.Duration(float64(pos)/float64(s.o.Rate)*float64(time.Second))
-			if !sleepUntil(due, s.done) {
+			if !pace.until(due, s.done) {
 				break
 			}
 		}

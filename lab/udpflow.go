@@ -118,6 +118,7 @@ type UDPFlow struct {
 // flowSide is one end: the socket, and the direction of which it receives.
 type flowSide struct {
 	conn *net.UDPConn
+	pace *pacer
 	peer atomic.Pointer[netip.AddrPort] // where to send to; b learns it from what arrives, NAT or not
 	out  *flowDirection
 	in   *flowDirection
@@ -158,15 +159,25 @@ func newUDPFlow(a, b *Host, dst netip.Addr, o UDPFlowOptions) (*UDPFlow, error) 
 	if f.a.conn, f.b.conn, to, err = udpPair(a, b, dst, o.Port, o.Listen); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(flowSocketOptions(f.a.conn), flowSocketOptions(f.b.conn)); err != nil {
-		f.a.conn.Close()
-		f.b.conn.Close()
-		return nil, err
+	if err := errors.Join(f.a.prepare(), f.b.prepare()); err != nil {
+		return nil, errors.Join(err, f.a.close(), f.b.close())
 	}
 	f.a.peer.Store(&to)
 	f.wg.Go(func() { f.receive(&f.a, &f.b) })
 	f.wg.Go(func() { f.receive(&f.b, &f.a) })
 	return f, nil
+}
+
+func (s *flowSide) prepare() (err error) {
+	s.pace, err = newPacer()
+	return errors.Join(err, flowSocketOptions(s.conn))
+}
+
+func (s *flowSide) close() error {
+	if s.pace != nil {
+		s.pace.close()
+	}
+	return s.conn.Close()
 }
 
 // udpPair opens a socket on each host and tells where a reaches b's.
@@ -325,7 +336,7 @@ func (f *UDPFlow) send(s *flowSide, dir byte, begun func()) {
 	start := monotonic()
 	for seq := uint64(0); ; seq++ {
 		due := start + time.Duration(float64(seq)*float64(time.Second)/float64(f.o.Rate))
-		if !sleepUntil(due, f.done) {
+		if !s.pace.until(due, f.done) {
 			return
 		}
 		storeMax(&s.out.senderLate, int64(monotonic()-due))
@@ -625,7 +636,7 @@ func (f *UDPFlow) Stop() error {
 		f.snapshotLocked(context.Background())
 		f.snap.final = &FlowStats{Elapsed: time.Since(f.snap.began), AtoB: f.a.out.whole(), BtoA: f.b.out.whole()}
 		f.snap.Unlock()
-		f.stopErr = errors.Join(f.a.conn.Close(), f.b.conn.Close())
+		f.stopErr = errors.Join(f.a.close(), f.b.close())
 		f.wg.Wait()
 		if f.forget != nil {
 			f.unhook()
