@@ -198,9 +198,9 @@ func (w *Watcher) Release() {
 }
 
 // Subscribe follows the interface that has this name now, also when it is
-// renamed. call is called at once with its state, then with each change, on the
-// watcher's goroutine; it must not block. ErrDeviceAbsent when there is no such
-// interface.
+// renamed. call is called at once with its state, then with each change, and
+// again when events were lost, on the watcher's goroutine; it must not block.
+// ErrDeviceAbsent when there is no such interface.
 func (w *Watcher) Subscribe(name string, call func(LinkInfo)) (*Subscription, error) {
 	s := &Subscription{w: w, call: call}
 	found := false
@@ -536,7 +536,9 @@ func (w *Watcher) newer(h *unix.NlMsghdr, index int) bool {
 	return true
 }
 
-// update takes a link's state in and tells whom it concerns if it is new.
+// update takes a link's state in and tells whom it concerns if it is new, or if
+// it is a dump's after lost events: down and up again may be among them, and a
+// refused send has told of the first (see LinkReporter.Refused).
 func (w *Watcher) update(m *linkMessage) {
 	const running = unix.IFF_UP | unix.IFF_LOWER_UP | unix.IFF_RUNNING
 	l := w.links[m.index]
@@ -557,7 +559,7 @@ func (w *Watcher) update(m *linkMessage) {
 	now.Up = m.flags&unix.IFF_UP != 0
 	now.Running = m.flags&running == running
 	now.MAC, now.MTU, now.Lost = m.mac, m.mtu, ""
-	if known && now == l.LinkInfo {
+	if known && now == l.LinkInfo && w.dumping == 0 {
 		return
 	}
 	l.LinkInfo = now

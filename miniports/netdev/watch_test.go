@@ -204,6 +204,18 @@ func TestWatcherAfterOverrun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sub.Close()
+	told := make(chan struct{}, 2)
+	same, err := x.w.Subscribe("br2", func(netdev.LinkInfo) {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer same.Close()
+	<-told
 	x.a.Up("br0")
 	<-held
 	for mtu := range 2500 {
@@ -218,6 +230,11 @@ func TestWatcherAfterOverrun(t *testing.T) {
 	case <-deleted:
 	case <-time.After(10 * time.Second):
 		t.Error("the deletion that was lost was not told")
+	}
+	select {
+	case <-told: // it may have changed and changed back
+	case <-time.After(10 * time.Second):
+		t.Error("nobody was told how br2 is after the loss")
 	}
 	for name, want := range map[string]bool{"br0": false, "br1": false, "br2": true, "eth0": true} {
 		if _, ok, err := x.w.Lookup(name); ok != want || err != nil {
