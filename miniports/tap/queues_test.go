@@ -1,7 +1,6 @@
 package tap_test
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -13,39 +12,12 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap/zaptest"
-	"golang.org/x/sys/unix"
 
 	"github.com/seed-b14e907b/vswitch/lab"
 	"github.com/seed-b14e907b/vswitch/miniports/netdev/netdevtest"
 	"github.com/seed-b14e907b/vswitch/miniports/tap"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
-
-// datagram is number seq of an UDP flow, by its source port.
-func datagram(flow uint16, seq uint32) []byte {
-	const l4 = ndiscore.EthernetHeader + 20
-	b := make([]byte, l4+8+18)
-	copy(b, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 0, 0x45})
-	be := binary.BigEndian
-	be.PutUint16(b[16:], uint16(len(b)-ndiscore.EthernetHeader))
-	b[22], b[23] = 64, unix.IPPROTO_UDP
-	copy(b[26:], []byte{10, 0, 0, 1, 10, 0, 0, 2})
-	be.PutUint16(b[24:], ^ndiscore.Checksum(b[14:34], 0))
-	be.PutUint16(b[l4:], flow)
-	be.PutUint16(b[l4+2:], 9)
-	be.PutUint16(b[l4+4:], 8+18)
-	be.PutUint32(b[l4+8:], seq)
-	return b
-}
-
-// flowOf reads what datagram wrote.
-func flowOf(b []byte) (flow uint16, seq uint32, ok bool) {
-	const l4 = ndiscore.EthernetHeader + 20
-	if len(b) < l4+12 || b[12] != 8 || b[13] != 0 || b[23] != unix.IPPROTO_UDP || b[l4+3] != 9 {
-		return 0, 0, false
-	}
-	return binary.BigEndian.Uint16(b[l4:]), binary.BigEndian.Uint32(b[l4+8:]), true
-}
 
 // Each frame arrives once, a flow in order, and all queues are used.
 func TestQueues(t *testing.T) {
@@ -62,7 +34,7 @@ func TestQueues(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				for _, f := range b.Frames {
-					flow, seq, ok := flowOf(f.Bytes(nil))
+					flow, seq, ok := netdevtest.FlowOf(f.Bytes(nil))
 					if !ok {
 						continue
 					}
@@ -83,20 +55,20 @@ func TestQueues(t *testing.T) {
 			own := r.Handle.NewWorker(50)
 			for seq := range uint32(each) {
 				for flow := range uint16(many) {
-					if err := raw.Send(datagram(flow, seq)); err != nil {
+					if err := raw.Send(netdevtest.Datagram(flow, seq)); err != nil {
 						t.Fatal(err)
 					}
 					b := ndiscore.NewBatch(own)
 					b.Borrowed = true
 					f := new(ndiscore.Frame)
-					f.Reset(datagram(1000+flow, seq), 0, len(datagram(0, 0)))
+					f.Reset(netdevtest.Datagram(1000+flow, seq), 0, len(netdevtest.Datagram(0, 0)))
 					b.Append(f)
 					r.Send(b)
 					if b.Status[0] != ndiscore.DropNone {
 						t.Fatalf("send: %v", b.Status[0])
 					}
 					got, err := raw.Recv(t.Context(), nil)
-					if n, s, ok := flowOf(got.Data); err != nil || !ok || n != 1000+flow || s != seq {
+					if n, s, ok := netdevtest.FlowOf(got.Data); err != nil || !ok || n != 1000+flow || s != seq {
 						t.Fatalf("got %d of flow %d, want %d of %d: %v", s, n, seq, 1000+flow, err)
 					}
 				}
@@ -295,7 +267,7 @@ func TestReset(t *testing.T) {
 				t.Fatal(err)
 			}
 			for flow := range uint16(30) {
-				if err := raw.Send(datagram(flow, 0)); err != nil {
+				if err := raw.Send(netdevtest.Datagram(flow, 0)); err != nil {
 					t.Fatal(err)
 				}
 			}
