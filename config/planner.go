@@ -280,6 +280,7 @@ func (p *planner) adapters() {
 // modules that stay, as many as possible stay where they are.
 func (p *planner) filters(old, new Adapter, changed map[string][]Change) {
 	place := index(new.Filters, func(s *string) string { return *s })
+	losers := p.losers(old.Name) // the adapter is paused for a moment
 	var now []string
 	anew := map[string]bool{}
 	for _, f := range old.Filters {
@@ -289,7 +290,7 @@ func (p *planner) filters(old, new Adapter, changed map[string][]Change) {
 			continue
 		}
 		anew[f] = stays
-		s := Step{Op: OpRemove, Kind: KindFilter, Name: f, On: old.Name, Index: len(now), Again: stays}
+		s := Step{Op: OpRemove, Kind: KindFilter, Name: f, On: old.Name, Index: len(now), Again: stays, Disruptive: losers}
 		if stays {
 			s.Why = changed[f]
 		}
@@ -303,7 +304,7 @@ func (p *planner) filters(old, new Adapter, changed map[string][]Change) {
 		if settled[f] {
 			continue
 		}
-		s := Step{Op: OpAdd, Kind: KindFilter, Name: f, On: old.Name}
+		s := Step{Op: OpAdd, Kind: KindFilter, Name: f, On: old.Name, Disruptive: losers}
 		if at := slices.Index(now, f); at >= 0 {
 			now = slices.Delete(now, at, at+1)
 			s.Op = OpMove
