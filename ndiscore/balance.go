@@ -230,6 +230,15 @@ func (sh *sharing) first() *slot {
 	return sh.members[0]
 }
 
+// link is the bundle's link: that of the first member by which frames can leave,
+// of the primary if there is none.
+func (sh *sharing) link() LinkState {
+	if l := sh.first().link.Load(); l != nil {
+		return *l
+	}
+	return LinkState{}
+}
+
 // screen marks what s must not pass up, and reports whether there was anything:
 // copies of group frames, and our own come back.
 func (sh *sharing) screen(s *slot, frames []*Frame) (found bool) {

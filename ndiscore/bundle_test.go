@@ -637,6 +637,12 @@ func TestNDIS5Hash(t *testing.T) {
 	}
 	// The primary keeps its place without a link, and another one does its work.
 	ups[0].SetLink(false, "x")
+	if !bd.Attributes().Link.Connected() {
+		t.Error("those above take the bundle for disconnected")
+	}
+	if told := links(stack); slices.Contains(told, ndiscore.MediaDisconnected) {
+		t.Errorf("they were told %v", told)
+	}
 	for i, m := range lanes(t, w, bd, ups, 100, true) {
 		if m != "up2" {
 			t.Fatalf("flow %d left by %s", i, m)
@@ -660,6 +666,46 @@ func TestNDIS5Hash(t *testing.T) {
 			t.Errorf("flow %d of %s: %s", i, all[i], got.Status[i])
 		}
 	}
+}
+
+// links are the media states that a protocol was told, one after the other.
+func links(p *ndistest.Protocol) (told []ndiscore.MediaState) {
+	for _, st := range p.Statuses() {
+		if l, ok := st.(ndiscore.LinkState); ok {
+			told = append(told, l.Media)
+		}
+	}
+	return told
+}
+
+// The link of an ndis5 bundle that shares its load is up for as long as one
+// member can carry it, whichever that is, and whatever takes the others away.
+func TestNDIS5HashLink(t *testing.T) {
+	b, ups, stack := ndis5Bench(t, 2)
+	b.must(b.core.UpdateBundle(b.ctx(), ndiscore.BundleSpec{
+		Name: "wan", Mode: ndiscore.BundleNDIS5, Members: []string{"up0", "up1"}, Balance: ndiscore.BalanceHash,
+	}))
+	last := func(want ndiscore.MediaState) {
+		t.Helper()
+		ndistest.Await(t, "told "+want.String(), func() bool {
+			told := links(stack)
+			return len(told) > 0 && told[len(told)-1] == want
+		})
+		if got := stack.Binding("up0").Attributes().Link.Media; got != want {
+			t.Errorf("the link is %s, and %s was told", got, want)
+		}
+	}
+	last(ndiscore.MediaConnected)
+	ups[0].SetLink(false, "x")
+	last(ndiscore.MediaConnected)
+	ups[1].SetLink(false, "x")
+	last(ndiscore.MediaDisconnected)
+	ups[1].SetLink(true, "x")
+	last(ndiscore.MediaConnected)
+	b.must(b.core.Stop(b.ctx(), "up1", "test")) // without a word about its link
+	last(ndiscore.MediaDisconnected)
+	b.must(b.core.Start(b.ctx(), "up1", "test"))
+	last(ndiscore.MediaConnected)
 }
 
 // A bundle goes on while one member sleeps, and takes it back when it wakes.

@@ -27,6 +27,7 @@ type Options struct {
 // the core is waiting for.
 type Core struct {
 	clock     Clock
+	born      time.Time // when it was made
 	callLimit time.Duration
 	events    *eventLog
 
@@ -92,7 +93,7 @@ func New(o Options) *Core {
 		o.CallLimit = 20 * time.Second
 	}
 	return &Core{
-		clock: o.Clock, callLimit: o.CallLimit, events: newEventLog(o.Events),
+		clock: o.Clock, born: o.Clock.Now(), callLimit: o.CallLimit, events: newEventLog(o.Events),
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 		m:     &machine{decider: o.Decider},
 		slots: map[string]*slot{}, teams: map[string]*team{}, replies: map[int]chan error{}, protos: map[string]*protocol{},
@@ -308,6 +309,21 @@ func (c *Core) step(ev event) {
 	}
 	for _, a := range c.m.step(c.clock.Now(), ev) {
 		c.perform(a)
+	}
+	c.tellJoints()
+}
+
+// tellJoints has those above ndis5 bundles with BalanceHash hear of a link that is
+// another one without any adapter's having said so: a member came or went.
+func (c *Core) tellJoints() {
+	for _, b := range c.m.bundles {
+		s := c.slots[b.primary]
+		if b.mode != BundleNDIS5 || b.balance != BalanceHash || s == nil {
+			continue
+		}
+		if sh := s.path.Load().share; sh != nil && s.joint.news(sh.link()) {
+			c.calls.Go(func() { s.tellJoint(sh) }) // "status": ends when those above have heard
+		}
 	}
 }
 

@@ -100,8 +100,15 @@ func (b *Binding) Adapter() string { return b.slot.name }
 func (b *Binding) Target() string { return b.target }
 
 // Attributes is what the adapter states of itself, with its link as last
-// indicated.
-func (b *Binding) Attributes() Attributes { return b.slot.attributes() }
+// indicated; of an ndis5 bundle with BalanceHash, the link is up for as long as
+// any member's is.
+func (b *Binding) Attributes() Attributes {
+	a := b.slot.attributes()
+	if sh := b.slot.path.Load().share; sh != nil && sh.hash {
+		a.Link = sh.link()
+	}
+	return a
+}
 
 // SetContext keeps the protocol's own data with the binding; only during Bind.
 func (b *Binding) SetContext(v any) { b.context = v }

@@ -46,10 +46,12 @@ type slot struct {
 	publish     sync.Mutex // guards replacing path, and all below
 	state       pathState
 	attrs       Attributes
+	permanent   MAC        // as Initialize stated it
 	bindings    []*Binding // open ones, in bind order
 	primary     *slot      // ndis5: whose bindings get what this secondary receives
 	secondaries []*slot    // ndis5: who delivers to this primary's bindings
 	share       *sharing   // ndis5: the bundle, if there is more than a primary
+	joint       jointLink  // ndis5: as a primary
 
 	told chan struct{} // closed when those above have heard the newest that the core said; of Run's goroutine alone
 
@@ -218,6 +220,13 @@ func (s *slot) attributes() Attributes {
 		a.Link = *l
 	}
 	return a
+}
+
+// permanentAddress is the MAC that the adapter was initialised with.
+func (s *slot) permanentAddress() MAC {
+	s.publish.Lock()
+	defer s.publish.Unlock()
+	return s.permanent
 }
 
 // close takes the adapter out of the data path at once. Any goroutine.
@@ -555,6 +564,53 @@ func (s *slot) indicate(st Status) {
 	s.statusUp(st)
 }
 
+// jointLink is what the bindings of an ndis5 bundle with BalanceHash know of its
+// link: the bundle is connected for as long as any member is.
+type jointLink struct {
+	mu      sync.Mutex // guards all below; not held while it is told
+	told    LinkState
+	known   bool // that is what they know
+	telling bool
+	again   bool // it may have changed while it was told
+}
+
+// tellJoint has the bindings of s, the primary, hear of the bundle's link if that
+// is another one. Members change at the same time: whoever finds nobody telling
+// tells until what was told is what is.
+func (s *slot) tellJoint(sh *sharing) {
+	s.out.begin()
+	defer s.out.end()
+	if s.alive.Load() == aliveNo {
+		return // H-13: nothing after Halt
+	}
+	j := &s.joint
+	j.mu.Lock()
+	if j.again = true; j.telling {
+		j.mu.Unlock()
+		return
+	}
+	for j.telling = true; j.again; {
+		j.again = false
+		l := sh.link()
+		if j.known && j.told.same(l) {
+			break
+		}
+		j.told, j.known = l, true
+		j.mu.Unlock()
+		s.hear(l)
+		j.mu.Lock()
+	}
+	j.telling = false
+	j.mu.Unlock()
+}
+
+// news reports whether the bindings know something else of their link than l.
+func (j *jointLink) news(l LinkState) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return !j.known || !j.told.same(l)
+}
+
 // adopt takes over what a running adapter says of itself, and reports whether
 // that is news.
 func (s *slot) adopt(c AttributesChange) bool {
@@ -583,6 +639,17 @@ func (s *slot) adopt(c AttributesChange) bool {
 }
 
 func (s *slot) statusUp(st Status) {
+	if _, ok := st.(LinkState); ok {
+		if sh := s.path.Load().share; sh != nil && sh.hash {
+			sh.members[0].tellJoint(sh)
+			return
+		}
+	}
+	s.hear(st)
+}
+
+// hear has the bindings of s hear of a status.
+func (s *slot) hear(st Status) {
 	for _, b := range s.path.Load().receivers {
 		if b.slot == s {
 			b.protocol.impl.Status(b, st)
