@@ -288,9 +288,13 @@ func (s *Switch) start(ctx context.Context) error {
 // ApplyConfig turns the running switch into what c says, or with dryRun only says
 // what that takes. Ports that the plan does not name lose no frame. What was
 // removed by hand and is in c comes back. When a step fails, what was done before
-// it is undone. ErrRefused for what only a restart of the process can change.
+// it is undone. ErrRefused for what only a restart of the process can change,
+// ErrInvalidData for a configuration that is Blank.
 func (s *Switch) ApplyConfig(ctx context.Context, c *config.Config, dryRun bool) (config.Changes, error) {
 	return s.edit(ctx, dryRun, func(_ *config.Config, gone map[string]bool) (*config.Config, error) {
+		if c.Blank() {
+			return nil, fmt.Errorf("the configuration is empty, and would take everything away; if that is meant, it says \"[control]\": %w", ndiscore.ErrInvalidData)
+		}
 		clear(gone)
 		return c, nil
 	})
@@ -435,8 +439,11 @@ func (s *Switch) logEvents(ctx context.Context) {
 		}
 		for _, e := range events {
 			after = e.Seq
-			if e.What == "adapter.removed" {
+			switch {
+			case e.What == "adapter.removed":
 				s.faults.AdapterGone(e.Adapter, e.Why)
+			case e.What == "adapter.power" && e.To == ndiscore.PowerD0.String():
+				s.faults.AdapterAwake(e.Adapter)
 			}
 			level := zap.InfoLevel
 			switch e.To {

@@ -126,6 +126,12 @@ func (k *checker) name(path, name string) {
 	k.hint(path, suggestion, "a name is 1 to 15 of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit")
 }
 
+// ReservedFilters begins the names of the filters that carry injected faults,
+// which come and go beside those configured.
+const ReservedFilters = "inject-"
+
+const reservedFilter = `names that begin with "inject-" are those of filters with injected faults: choose another`
+
 // filters lets their drivers check their options, and looks up the lists of
 // the adapters.
 func (k *checker) filters() {
@@ -133,6 +139,9 @@ func (k *checker) filters() {
 	for _, f := range k.c.Filters {
 		path := join("filter", f.Name)
 		k.name(path, f.Name)
+		if strings.HasPrefix(f.Name, ReservedFilters) {
+			k.fail(path, reservedFilter)
+		}
 		k.validate(path, f.Options)
 		known = append(known, f.Name)
 	}
@@ -147,6 +156,8 @@ func (k *checker) filters() {
 					k.fail(p, "%s is listed twice", quote(name))
 				}
 				seen[name] = true
+			case strings.HasPrefix(name, ReservedFilters):
+				k.fail(p, "%s: %s", quote(short(name)), reservedFilter)
 			default:
 				k.hint(p, k.nearestQuoted(name, known), "there is no filter %s", quote(short(name)))
 			}
@@ -189,7 +200,11 @@ func (k *checker) adapters() {
 			continue
 		}
 		if first, ok := owner[key]; ok {
-			k.fail(path, "the %s already belongs to adapter %s in line %d", oneLine(key), first.Name, k.lineOf(join("adapter", first.Name)))
+			at := ""
+			if k.file != "" { // the lines of what a command was put together from mean nothing
+				at = " in line " + strconv.Itoa(k.lineOf(join("adapter", first.Name)))
+			}
+			k.fail(path, "the %s already belongs to adapter %s%s", oneLine(key), first.Name, at)
 			continue
 		}
 		owner[key] = a
@@ -333,7 +348,34 @@ func (k *checker) bundle(b *Bundle) {
 	default:
 		b.MAC = k.mac(mac, b.MAC, `"" (a stable local address), "first" (the first member's), "active" (the active member's) or an address such as "02:00:5e:00:53:01"`)
 	}
+	if b.Mode == "ndis5" {
+		k.teamOnly(path, b)
+		return
+	}
 	k.health(join(path, "health"), b.Health)
+}
+
+// teamOnly refuses in an ndis5 bundle what nobody would look at. The defaults
+// are let pass: they are what config show prints.
+func (k *checker) teamOnly(path string, b *Bundle) {
+	d, health := defaultBundle(), join(path, "health")
+	for _, x := range []struct {
+		path string
+		set  bool
+	}{
+		{join(path, "failback"), b.Failback != d.Failback},
+		{join(path, "hold"), b.Hold != d.Hold},
+		{join(path, "up_delay"), b.UpDelay != d.UpDelay},
+		{join(path, "down_delay"), b.DownDelay != d.DownDelay},
+		{join(health, "carrier"), b.Health.Carrier != d.Health.Carrier},
+		{join(health, "probe"), b.Health.Probe != d.Health.Probe},
+		{join(health, "target"), b.Health.Target != d.Health.Target},
+		{join(health, "interval"), b.Health.Interval != d.Health.Interval},
+	} {
+		if x.set && !k.bad[x.path] {
+			k.fail(x.path, `an "ndis5" bundle changes its primary when that has left, and at no other time: leave the key out, or set mode = "team"`)
+		}
+	}
 }
 
 func (k *checker) health(path string, h Health) {

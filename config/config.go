@@ -32,7 +32,13 @@ type Config struct {
 	Forwards   []Forward   `json:"forwards"`
 	NAT        NAT         `json:"nat"`
 	Fault      Fault       `json:"fault"`
+
+	blank bool
 }
+
+// Blank reports whether the text had neither a table nor a key: a file that was
+// cut off, or is just being written, rather than one that takes everything away.
+func (c *Config) Blank() bool { return c.blank }
 
 // Control is the section [control]: the unix socket of the control API.
 type Control struct {
@@ -79,7 +85,8 @@ type Adapter struct {
 	Options any
 }
 
-// Bundle is one [bundle.NAME]: adapters that stand in for each other.
+// Bundle is one [bundle.NAME]: adapters that stand in for each other. One of mode
+// ndis5 has the default of Failback, Hold, UpDelay, DownDelay, MAC and Health.
 type Bundle struct {
 	Name     string   `json:"name"`
 	Members  []string `toml:"members" json:"members"` // adapters, the preferred first
@@ -311,6 +318,7 @@ func Parse(name string, data []byte, drivers []ndiscore.Driver, filters ...ndisc
 	})
 	c := Default()
 	r.decode(root, c, known)
+	c.blank = r.whole && len(root.values) == 0
 	if r.whole {
 		newChecker(r, c).check()
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
@@ -25,6 +26,7 @@ var compare = cmp.Options{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	cmp.AllowUnexported(wireOptions{}),
+	cmpopts.IgnoreUnexported(Config{}), // whether its text said anything
 }
 
 func golden(t *testing.T, path string, got []byte) {

@@ -559,10 +559,12 @@ func drawSmall(t *rapid.T) *Config {
 		if b.Mode == "team" && chance("mac") {
 			b.MAC = "first"
 		}
-		if chance("probe") {
+		if b.Mode == "team" && chance("probe") {
 			b.Health.Probe, b.Health.Target = "neighbor", netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + pick("target", 2))})
 		}
-		b.Failback = []string{"always", "never"}[pick("failback", 2)]
+		if b.Mode == "team" {
+			b.Failback = []string{"always", "never"}[pick("failback", 2)]
+		}
 		c.Bundles = append(c.Bundles, b)
 		lower, free = append(lower, b.Name), free[n:]
 	}

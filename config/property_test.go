@@ -82,18 +82,18 @@ func drawConfig(t *rapid.T) *Config {
 	for i := 0; len(loops) >= 2 && rapid.Bool().Draw(t, "bundle"); i++ {
 		b := defaultBundle()
 		b.Name, b.Members, loops = name("bundle", i), loops[:2:2], loops[2:]
-		b.Mode, b.Failback = pick("mode", "team", "ndis5"), pick("failback", "always", "better", "never")
-		b.Hold, b.UpDelay, b.DownDelay = span("hold", 0), span("up", 0), span("down", 0)
+		b.Mode = pick("mode", "team", "ndis5")
 		b.Balance = pick("balance", "active-backup", "hash")
 		b.LAG = b.Balance == "hash" && rapid.Bool().Draw(t, "lag")
 		if b.Mode == "team" {
-			b.MAC = pick("mac", "", "first", "02:00:5e:00:53:0a")
+			b.MAC, b.Failback = pick("mac", "", "first", "02:00:5e:00:53:0a"), pick("failback", "always", "better", "never")
+			b.Hold, b.UpDelay, b.DownDelay = span("hold", 0), span("up", 0), span("down", 0)
+			b.Health.Interval = span("interval", minInterval)
 		}
 		if b.Mode == "team" && b.Balance == "active-backup" && rapid.Bool().Draw(t, "active") {
 			b.MAC = "active"
 		}
-		b.Health.Interval = span("interval", minInterval)
-		if rapid.Bool().Draw(t, "probe") {
+		if b.Mode == "team" && rapid.Bool().Draw(t, "probe") {
 			b.Health.Probe, b.Health.Carrier = "neighbor", rapid.Bool().Draw(t, "carrier")
 			b.Health.Target = netip.MustParseAddr(pick("target", "192.0.2.1", "fe80::1", "2001:db8::1"))
 		}

@@ -183,7 +183,7 @@ func TestConfigApply(t *testing.T) {
 		a.Route("default", "10.7.1.254")
 		ping(a, "10.7.2.2")
 		var nat control.NATTable
-		contains(t, "nat list", p.ask(t, &nat, "nat", "list"), "icmp", "masquerade", "10.7.1.2:", "room for 65536")
+		contains(t, "nat list", p.ask(t, &nat, "nat", "list"), "icmp", "masquerade", "10.7.1.2 id ", "10.7.2.2 echo", "room for 65536")
 		out, _ = p.run(t, exitOK, "nat", "flush", "--address", "10.7.1.2")
 		contains(t, "nat flush", out, "forgotten")
 		contains(t, "nat list", p.ask(t, &nat, "nat", "list", "--limit", "0"), "0 of ")
@@ -216,6 +216,8 @@ func TestConfigApply(t *testing.T) {
 		if x.MTU != 9000 || x.State != "running" {
 			t.Errorf("lan3: %+v", x)
 		}
+		_, talk = p.run(t, exitBadInput, "adapter", "add", "--driver", "afpacket", "x9", "interface=up0")
+		contains(t, "adapter add", talk, "adapter.x9: the interface up0 already belongs to adapter up0\n")
 		p.run(t, exitOK, "adapter", "remove", "--force", "lan3")
 		p.run(t, exitOK, "config", "apply", changed) // forgets it for good
 	})
@@ -283,7 +285,8 @@ func TestConfigApply(t *testing.T) {
 			t.Errorf("%+v, %+v, %v", began, end, err)
 		}
 		var kinds control.FaultKindList
-		contains(t, "inject kinds", p.ask(t, &kinds, "inject", "kinds"), "link-down:", "    chance")
+		contains(t, "inject kinds", p.ask(t, &kinds, "inject", "kinds"), "link-down:", "    chance",
+			"(share, 0% to 100%)", "exactly one of chance, every or first is needed", "(payload or frame); default payload", "(ok, soft or hard); default ok", "(time, 0s to 1m0s); needed")
 		_, talk := p.run(t, exitFailure, "inject", "link-down", "--on", "nobody")
 		contains(t, "inject", talk, "nobody")
 		_, talk = p.run(t, exitBadInput, "inject", "drop", "--on", "lan2")
@@ -318,6 +321,12 @@ func TestConfigApply(t *testing.T) {
 		bad := write("bad.toml", newText+"[adapter.lan3]\ndriver = \"tap\"\ncolour = 1\n[bridge.x]\nports = [\"nobody\"]\n")
 		_, talk := p.run(t, exitBadInput, "config", "apply", bad)
 		contains(t, "config apply", talk, "bad.toml:", "adapter.lan3.colour", "nobody")
+		same(t)
+	})
+	t.Run("blank", func(t *testing.T) {
+		blank := write("blank.toml", "# about to be written\n")
+		_, talk := p.run(t, exitBadInput, "config", "apply", blank)
+		contains(t, "config apply", talk, "empty", `"[control]"`)
 		same(t)
 	})
 	t.Run("undone", func(t *testing.T) {

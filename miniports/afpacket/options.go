@@ -1,11 +1,13 @@
 package afpacket
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-b14e907b/vswitch/miniports/netdev"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
@@ -36,6 +38,12 @@ type Options struct {
 
 // NewOptions holds the defaults.
 func NewOptions() *Options { return &Options{RingMiB: defaultRing, Queues: 1} }
+
+// DeviceKey says which interface an adapter of that name takes, whatever its
+// driver: the configuration gives it to one adapter only (config.DeviceKeyer).
+func (o *Options) DeviceKey(adapter string) string {
+	return netdev.DeviceKey(o.Netns, cmp.Or(o.Interface, adapter))
+}
 
 // Validate returns one error per bad key.
 func (o *Options) Validate() error {

@@ -49,6 +49,16 @@ func OpenNamespace(spec string) (*Namespace, error) {
 	return n, err
 }
 
+// DeviceKey names an interface in a namespace, for people too, in a way that two
+// adapters have in common if they mean the same. Namespaces are compared as they
+// are written: which one a path leads to is known only when it is opened.
+func DeviceKey(spec, name string) string {
+	if spec == "" {
+		return "interface " + name
+	}
+	return fmt.Sprintf("interface %s in network namespace %q", name, spec)
+}
+
 // AdoptNamespace makes a Namespace of a descriptor, which it owns from then on,
 // also when it fails.
 func AdoptNamespace(fd int) (*Namespace, error) {

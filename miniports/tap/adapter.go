@@ -166,24 +166,14 @@ func (a *adapter) Initialize(ctx context.Context, h ndiscore.AdapterHandle) (att
 	if err = a.open(); err != nil {
 		return attr, err
 	}
-	a.follow.ready()
-	var info netdev.LinkInfo
-	first := true
-	err = a.do("follow the device", func() error {
-		return a.subscribe(a.opt.Interface, func(i netdev.LinkInfo) {
-			if first { // at once, while subscribe waits
-				first, info = false, i
-				a.link.Open(h, linkState(i), a.mac, i.MTU)
-				return
-			}
-			a.changed(i)
-		})
-	})
+	var link ndiscore.LinkState
+	var mtu int
+	err = a.do("follow the device", func() (err error) { link, mtu, err = a.begin(); return err })
 	if err != nil {
 		return attr, err
 	}
 	return ndiscore.Attributes{
-		MAC: a.mac, MTU: info.MTU, Link: linkState(info), Queues: len(a.queues),
+		MAC: a.mac, MTU: mtu, Link: link, Queues: len(a.queues),
 		Transmit: transmitCaps(a.dev.caps), Receive: a.dev.caps, Device: a.opt.Interface,
 		PowerAware: true,
 	}, nil

@@ -143,7 +143,7 @@ func (d *device) find(ns *netdev.Namespace, queues int) (exists bool, err error)
 	case queues > 1 && !d.multi:
 		return false, fmt.Errorf("it is there already and was made for one queue, which cannot be changed: delete it (ip link delete %s), or set queues = 1", d.name)
 	case t.Queues+t.DisabledQueues > 0: // of a device with one queue the attachment tells
-		return false, fmt.Errorf("another process is attached to it, by %d queues, and would get a part of its frames", t.Queues+t.DisabledQueues)
+		return false, fmt.Errorf("another adapter or another process is attached to it, by %d queues, and would get a part of its frames", t.Queues+t.DisabledQueues)
 	}
 	return true, nil
 }
@@ -201,7 +201,7 @@ func explain(err error) error {
 func explainAttach(err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: another process is attached to it", err)
+		return fmt.Errorf("%w: another adapter or another process is attached to it already, and it takes only one: end that, or choose another device with the key interface", err)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: it belongs to another user (ip tuntap), or CAP_NET_ADMIN is missing in its network namespace", err)
 	}

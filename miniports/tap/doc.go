@@ -28,7 +28,8 @@
 //     not made again behind the back of whoever deleted it: AwaitDevice waits
 //     until somebody makes one of that name.
 //   - RTM_DELLINK while TUNGETIFF still answers: it was moved to another
-//     network namespace, where it goes on working; see follower.
+//     network namespace, where it goes on working; see follower. One that was
+//     moved by the time that a stopped adapter starts is found by its descriptor.
 //
 // Queues. Each is a descriptor with a receive goroutine; a worker sends through
 // the one of its own number. The kernel remembers by which queue it got a flow

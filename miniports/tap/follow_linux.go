@@ -89,29 +89,78 @@ func (f *follower) stop() {
 	f.done.Wait()
 }
 
+const away = " in another network namespace"
+
+// begin follows the device from where it is now, and returns what there is to
+// tell of it at first. A stopped adapter keeps its device, and somebody may have
+// moved it, or given it another name, since.
+func (a *adapter) begin() (link ndiscore.LinkState, mtu int, err error) {
+	a.follow.ready()
+	open := func(l ndiscore.LinkState, m int) {
+		link, mtu = l, m
+		a.link.Open(a.h, l, a.mac, m)
+	}
+	s, unseen := a.dev.state(a.ns)
+	if errors.Is(unseen, unix.EBADFD) {
+		return link, 0, ndiscore.ErrDeviceAbsent // deleted
+	}
+	if s.home || s.name == "" {
+		name := s.name
+		if name == "" { // old kernels do not say where it is, nor does any without the rights: most likely at home
+			name = a.opt.Interface
+		}
+		first := true
+		err = a.subscribe(name, func(i netdev.LinkInfo) {
+			if first { // at once, while subscribe waits
+				first = false
+				open(linkState(i), i.MTU)
+				return
+			}
+			a.changed(i)
+		})
+		if !errors.Is(err, ndiscore.ErrDeviceAbsent) {
+			return link, mtu, err
+		}
+		// It has left this moment, or long ago without being seen.
+	}
+	if s.mtu == 0 {
+		if s.mtu = a.link.MTU(); s.mtu == 0 { // as it was before the stop
+			return link, 0, errors.Join(ndiscore.ErrDeviceAbsent, unseen)
+		}
+	}
+	open(elsewhere(s, unseen), s.mtu)
+	a.follow.start(a.look)
+	return link, mtu, nil
+}
+
 // look tells of the device while it is in a foreign namespace. When it is home
 // again the watcher does that, and look reports that it has done its part.
 func (a *adapter) look() (more bool) {
-	const away = " in another network namespace"
 	s, err := a.dev.state(a.ns)
 	switch {
 	case errors.Is(err, unix.EBADFD):
 		return false // deleted: the receive goroutine or the next send tells
-	case err != nil:
-		a.link.Observed(ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: "device is" + away + ": " + err.Error()})
-		return true
-	case s.home:
+	case err == nil && s.home:
 		// The subscription before ended with the move. An error: it is not there
 		// under this name, so look again.
 		return a.subscribe(s.name, a.changed) != nil
+	case err == nil:
+		a.link.Attributes(a.mac, s.mtu, "device's MTU was set"+away)
 	}
-	a.link.Attributes(a.mac, s.mtu, "device's MTU was set"+away)
-	if s.up {
-		a.link.Observed(ndiscore.LinkState{Media: ndiscore.MediaConnected, Why: "kernel's end is up" + away})
-	} else {
-		a.link.Observed(ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: "kernel's end is down" + away})
-	}
+	a.link.Observed(elsewhere(s, err))
 	return true
+}
+
+// elsewhere is the link of a device in a foreign namespace, or err if it could
+// not be looked at there.
+func elsewhere(s deviceState, err error) ndiscore.LinkState {
+	switch {
+	case err != nil:
+		return ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: "device is" + away + ": " + err.Error()}
+	case s.up:
+		return ndiscore.LinkState{Media: ndiscore.MediaConnected, Why: "kernel's end is up" + away}
+	}
+	return ndiscore.LinkState{Media: ndiscore.MediaDisconnected, Why: "kernel's end is down" + away}
 }
 
 // deviceState is how a device is, wherever it is.

@@ -1,6 +1,7 @@
 package tap
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-b14e907b/vswitch/miniports/netdev"
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
@@ -46,6 +48,12 @@ type Options struct {
 
 // NewOptions holds the defaults.
 func NewOptions() *Options { return &Options{Up: true, Queues: 1} }
+
+// DeviceKey says which interface an adapter of that name takes, whatever its
+// driver: the configuration gives it to one adapter only (config.DeviceKeyer).
+func (o *Options) DeviceKey(adapter string) string {
+	return netdev.DeviceKey(o.Netns, cmp.Or(o.Interface, adapter))
+}
 
 // Validate returns one error per bad key.
 func (o *Options) Validate() error {

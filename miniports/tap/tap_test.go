@@ -435,6 +435,100 @@ func TestMoved(t *testing.T) {
 	}
 }
 
+// A stopped adapter keeps its device, which is found again wherever it is by then,
+// under whatever name.
+func TestStoppedAndMoved(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		when string
+	}{
+		{"moved before the stop", "before"},
+		{"moved while stopped", "while"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			lab.CheckLeaks(t)
+			p := newPort(t, nil)
+			there := p.lab.Host("there")
+			if c.when == "before" {
+				move(t, p.host, "tap0", there)
+				p.r.Handle.WaitLink(t, ndiscore.MediaDisconnected)
+			}
+			p.r.StopFor(ndiscore.HaltDeviceStopped)
+			h := netdevtest.NewHandle("lan0", p.take) // that has heard nothing yet
+			p.r.Handle = h
+			if c.when == "while" {
+				move(t, p.host, "tap0", there)
+			}
+			there.SetMTU("tap0", 2001)
+			there.Up("tap0")
+			mac, _ := there.MAC("tap0")
+			p.r.Initialize(t)
+			p.r.Run(t)
+			if a := p.r.Attributes; !a.Link.Connected() || !strings.Contains(a.Link.Why, "another network namespace") || a.MTU != 2001 {
+				t.Errorf("started with %+v", a)
+			}
+			if now, err := there.MAC("tap0"); err != nil || now.String() != mac.String() {
+				t.Errorf("its address was %s, now %s (%v)", mac, now, err)
+			}
+			if p.host.Exists("tap0") {
+				t.Error("another device was made at home")
+			}
+			raw, err := there.OpenRaw("tap0", lab.RawOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer raw.Close()
+			if err := raw.Send(test(60, 7).Head); err != nil {
+				t.Fatal(err)
+			}
+			p.await(t, "frame", func(f frame) bool { return f.data[11] == 7 })
+			// It is followed there, home, and to its end.
+			there.Down("tap0")
+			h.WaitLink(t, ndiscore.MediaDisconnected)
+			move(t, there, "tap0", p.host)
+			p.host.Up("tap0")
+			h.WaitLink(t, ndiscore.MediaConnected)
+			p.host.SetMTU("tap0", 2002)
+			h.WaitAttributes(t, ndiscore.MAC{}, 2002)
+			p.host.Delete("tap0")
+			h.WaitVanished(t)
+			p.r.StopFor(ndiscore.HaltSurpriseRemoved)
+		})
+	}
+	t.Run("renamed while stopped", func(t *testing.T) {
+		lab.CheckLeaks(t)
+		p := newPort(t, nil)
+		p.r.StopFor(ndiscore.HaltDeviceStopped)
+		p.host.Down("tap0")
+		l, err := p.host.Netlink().LinkByName("tap0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.host.Netlink().LinkSetName(l, "other0"); err != nil {
+			t.Fatal(err)
+		}
+		p.r.Initialize(t)
+		p.r.Run(t)
+		if p.r.Attributes.Link.Connected() || p.host.Exists("tap0") {
+			t.Errorf("started with %+v; tap0 there: %v", p.r.Attributes, p.host.Exists("tap0"))
+		}
+		p.host.Up("other0")
+		p.r.Handle.WaitLink(t, ndiscore.MediaConnected)
+	})
+	t.Run("deleted while stopped", func(t *testing.T) {
+		lab.CheckLeaks(t)
+		p := newPort(t, nil)
+		p.r.StopFor(ndiscore.HaltDeviceStopped)
+		p.host.Delete("tap0")
+		persistent(t, p.host, "tap0") // another one, which the descriptor knows nothing of
+		_, err := p.r.Adapter.Initialize(t.Context(), p.r.Handle)
+		if !errors.Is(err, ndiscore.ErrDeviceAbsent) || !tap.Empty(p.r.Adapter) {
+			t.Errorf("%v; nothing left: %v", err, tap.Empty(p.r.Adapter))
+		}
+		p.r.Adapter.(ndiscore.LowerDevice).RemoveDevice(t.Context())
+	})
+}
+
 func TestRefusals(t *testing.T) {
 	lab.CheckLeaks(t)
 	l, h := newHost(t)
@@ -463,8 +557,8 @@ func TestRefusals(t *testing.T) {
 		want   string
 	}{
 		{"name taken", func(o *tap.Options) { o.Interface = "veth0" }, `tap lan0: device veth0: look for the device: the name "veth0" is taken by an interface of kind "veth"`},
-		{"in use", func(o *tap.Options) { o.Interface = "busy0" }, "another process is attached"},
-		{"in use by several queues", func(o *tap.Options) { o.Interface = "many0" }, "attached to it, by 2 queues"},
+		{"in use", func(o *tap.Options) { o.Interface = "busy0" }, "another adapter or another process is attached"},
+		{"in use by several queues", func(o *tap.Options) { o.Interface = "many0" }, "another adapter or another process is attached to it, by 2 queues"},
 		{"made for one queue", func(o *tap.Options) { o.Interface, o.Queues = "single0", 2 }, "was made for one queue"},
 		{"no such namespace", func(o *tap.Options) { o.Netns = "nowhere" }, `network namespace "nowhere" does not exist`},
 		{"options", func(o *tap.Options) { o.MTU, o.MAC, o.Queues, o.Interface = 1, "x", 17, strings.Repeat("x", 16) }, "mtu: 1 is out of range"},
