@@ -104,14 +104,20 @@ func (a *adapter) wrap(err error) error {
 
 // StartDevice makes the device, or adopts one that is there.
 func (a *adapter) StartDevice(context.Context) error {
-	if a.dev != nil {
-		return nil // stopped, not removed
+	if a.dev != nil && len(a.dev.fds) > 0 { // stopped, not removed
+		if !a.dev.persist {
+			_ = a.dev.setPersist(a.dev.fds[0], false) // a reset that failed may have left it so; a device that is gone shows below
+		}
+		return nil
 	}
 	ns, err := netdev.OpenNamespace(a.opt.Netns)
 	if err != nil {
 		return a.wrap(err)
 	}
 	defer ns.Close()
+	if a.dev != nil { // a reset failed half-way
+		return a.wrap(a.dev.reopen(a.do, len(a.queues), ns))
+	}
 	a.dev, err = openDevice(a.do, ns, a.opt.Interface, &a.opt)
 	return a.wrap(err)
 }

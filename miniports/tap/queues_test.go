@@ -296,8 +296,9 @@ func TestReset(t *testing.T) {
 // if it can, and never with a reason to believe that the device is gone. The
 // next one mends it.
 func TestResetFails(t *testing.T) {
-	for _, queues := range []int{1, 2} {
-		t.Run(fmt.Sprintf("queues=%d", queues), func(t *testing.T) {
+	for i := range 4 {
+		queues, stops := 1+i%2, i > 1 // what comes after it: a stop and a start, or a reset that works
+		t.Run(fmt.Sprintf("queues=%d,stops=%v", queues, stops), func(t *testing.T) {
 			lab.CheckLeaks(t)
 			_, host := newHost(t)
 			broken := errors.New("broken on purpose")
@@ -336,7 +337,16 @@ func TestResetFails(t *testing.T) {
 					t.Errorf("step %d (%s): without a queue, and not hung", n, last)
 				}
 				fail = 0
-				if _, err := a.(ndiscore.Resetter).Reset(t.Context()); err != nil {
+				if stops {
+					a.Pause(t.Context())
+					a.Halt(t.Context(), ndiscore.HaltDeviceStopped)
+					if _, err := a.Initialize(t.Context(), h); err != nil {
+						t.Fatalf("start after step %d (%s) failed: %v", n, last, err)
+					}
+					if err := a.Restart(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				} else if _, err := a.(ndiscore.Resetter).Reset(t.Context()); err != nil {
 					t.Errorf("reset after step %d (%s) failed: %v", n, last, err)
 				}
 				a.Pause(t.Context())
