@@ -60,7 +60,7 @@ type port struct {
 	macLimit atomic.Int32  // most addresses learned here; 0: no limit of its own
 	refused  atomic.Uint64 // frames of stations beyond it
 	buckets  [stormKinds]bucket
-	looped   atomic.Int32 // what the data path saw of a loop, see loop.go
+	looped   atomic.Uint64 // what the data path saw of a loop, see loop.go
 
 	storms   [stormKinds]episode // the keeper's
 	refusals episode             // the keeper's
@@ -318,14 +318,19 @@ func (b *Bridge) Unbind(_ context.Context, bd *ndiscore.Binding) {
 	if !ok {
 		return
 	}
+	shut := false
 	b.change(p, func() {
+		shut = p.shut
 		p.running, p.connected = false, false
 		p.up.Store(false)
 		b.releaseLocked(p)
 	})
+	if shut {
+		b.opts.Load().Event("bridge.loop", p.name, "shut", "absent", "it was unbound: when it is bound again it is open")
+	}
 	b.table().flush(p.id)
 	b.snoop.forget(p.id)
-	b.forget(p)
+	b.forget(p, true)
 }
 
 // releaseLocked frees what p has; its id too, if its name is no port's any more.
@@ -354,7 +359,7 @@ func (b *Bridge) Event(_ context.Context, bd *ndiscore.Binding, ev ndiscore.NetE
 		})
 	case ndiscore.EventPause:
 		b.change(p, func() { p.running = false })
-		b.forget(p)
+		b.forget(p, false)
 	}
 	return nil
 }
@@ -441,21 +446,31 @@ func (b *Bridge) Halt(context.Context, ndiscore.HaltAction) {
 	b.mu.Lock()
 	k := b.keeper
 	b.keeper, b.mtuTold = nil, 0
+	var opened []string
 	for _, p := range b.ports {
-		if p != nil {
+		if p != nil && p.shut {
 			p.shut = false
+			opened = append(opened, p.name)
 		}
 	}
 	b.publishLocked()
-	n := len(b.ports)
+	ports := slices.Clone(b.ports)
 	b.mu.Unlock()
+	for _, name := range opened {
+		b.opts.Load().Event("bridge.loop", name, "shut", "forwarding", "the bridge is halted, and its loop guard rests")
+	}
 	b.handle.Store(nil)
 	if k != nil {
 		k.close()
 	}
 	b.filter.Store(0)
-	for id := range n {
+	for id, p := range ports {
 		b.table().flush(uint16(id))
+		for kind := range stormKinds {
+			if p != nil && k != nil {
+				k.calm(p, kind, "the bridge is halted, and its storm limits rest")
+			}
+		}
 	}
 	b.snoop.clear()
 }
@@ -482,10 +497,10 @@ func (b *Bridge) Request(_ context.Context, req *ndiscore.OIDRequest) error {
 }
 
 // forget takes p out of the keeper's hands: when it returns nothing is being
-// sent there, and nothing will be.
-func (b *Bridge) forget(p *port) {
+// sent there, and nothing will be. gone: it is not bound any more.
+func (b *Bridge) forget(p *port, gone bool) {
 	if k := b.kept(); k != nil {
-		k.forgetPort(p)
+		k.forgetPort(p, gone)
 	}
 }
 

@@ -541,7 +541,7 @@ func TestAnnouncePace(t *testing.T) {
 		notice()
 	}
 	if k := l.bridge.keeper; k != nil {
-		k.forgetPort(&port{}) // the keeper has seen all notices when it answers
+		k.forgetPort(&port{}, false) // the keeper has seen all notices when it answers
 	}
 	if s := sent(); s != before {
 		t.Errorf("a storm of notices sent %d more at once", s-before)
@@ -553,8 +553,8 @@ func TestAnnouncePace(t *testing.T) {
 	}
 	before = sent()
 	l.tick(announcePace)
-	l.bridge.keeper.forgetPort(&port{})
-	l.bridge.keeper.forgetPort(&port{})
+	l.bridge.keeper.forgetPort(&port{}, false)
+	l.bridge.keeper.forgetPort(&port{}, false)
 	if s := sent(); s != before {
 		t.Error("announced on a paused port")
 	}

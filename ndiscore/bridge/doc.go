@@ -68,7 +68,8 @@
 // frames that a port may bring each second, each by itself; what is above is
 // dropped (DropStorm). Workers take from a bucket that the keeper fills every
 // 100 ms; it holds a second's worth. Both limits are told of when they begin to
-// bite, and again when they have not for 5 s.
+// bite, and again when they have not for 5 s, or are there no more: taken away,
+// or with their port.
 //
 // # Multicast
 //
@@ -91,18 +92,22 @@
 // are not told apart. A leave by itself changes nothing: when the querier then
 // asks, who does not answer is out. Messages are read by the keeper, checksums
 // verified; spoilt ones are passed on and not believed. Those above always get
-// all group frames.
+// all group frames. Reports and hellos that a storm limit drops are read all the
+// same; queries are not, since those who listen could not answer.
 //
 // # Loop guard
 //
 // With it, once a second, each port sends a probe in each of its VLANs (at most
 // 16 tagged ones a second, in turn): EtherType 0x88b5 (local experimental), to
 // 03:76:73:77:6c:67, from the bridge's address, with a number that only those
-// know who hear the port: they could shut it, and no other. When a probe comes back in the VLAN in which it left, the two
+// know who hear the port: they could shut it, and no other. When a probe comes back, in whatever VLAN, the two
 // ports are joined outside, and the one listed later is shut; when any other
-// frame with the bridge's own address comes in, in its VLAN, the port that it
-// came in by is. A port that is shut sends and takes nothing (DropLoop) for
-// LoopHold, and then opens by itself.
+// frame with the bridge's own address comes in, the port that it came in by is.
+// So a single way from one VLAN into another is shut too, although frames go
+// round only when there is a second one back: the bridge cannot tell. A port
+// that is shut sends and takes nothing (DropLoop) for LoopHold, and then opens
+// by itself; before, when the guard is turned off or the bridge is halted. One
+// that is unbound is forgotten: bound again, it is open. All of it is told.
 //
 // # Changing it
 //
@@ -119,7 +124,7 @@
 //
 // Events, by Options.Event: "bridge.fdb" (room, full), "bridge.announced",
 // "bridge.storm" (calm, storm), "bridge.mac-limit" (room, full), "bridge.loop"
-// (forwarding, shut).
+// (forwarding, shut; absent: it was shut, and is unbound).
 //
 // Locks, in the order in which they may be taken: Bridge.updates, Bridge.mu, then
 // one of the leaves fdb.mu, snooper.mu, notes.mu, keeper.mu.

@@ -186,6 +186,9 @@ func (b *Bridge) forward(in *port, batch *ndiscore.Batch) {
 				kind = stormBroadcast
 			}
 			if q := r.storm[kind]; q != nil && !q.take() {
+				if v.snoop && kind == stormMulticast {
+					b.snoop.overhear(v, in, f, vlan, how)
+				}
 				f.Drop(ndiscore.DropStorm)
 				continue
 			}

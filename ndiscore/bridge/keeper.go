@@ -60,6 +60,7 @@ type keeper struct {
 
 type forgetting struct {
 	port *port // nil: none, only look again
+	gone bool  // it is not bound any more
 	done chan struct{}
 }
 
@@ -109,9 +110,9 @@ func (k *keeper) announce(p *port, why string) {
 }
 
 // forgetPort ends what is under way on p; when it returns nothing is being
-// sent there.
-func (k *keeper) forgetPort(p *port) {
-	f := forgetting{p, make(chan struct{})}
+// sent there. gone: it is not bound any more, nor are its limits in force.
+func (k *keeper) forgetPort(p *port, gone bool) {
+	f := forgetting{p, gone, make(chan struct{})}
 	select {
 	case k.forget <- f:
 		<-f.done
@@ -141,6 +142,12 @@ func (k *keeper) run() {
 		case f := <-k.forget:
 			if f.port != nil {
 				k.drop(f.port)
+			}
+			if f.gone {
+				for kind := range stormKinds {
+					k.calm(f.port, kind, "it was unbound")
+				}
+				k.room(f.port, "it was unbound")
 			}
 			close(f.done)
 		case <-k.stop:

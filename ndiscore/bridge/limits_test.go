@@ -129,6 +129,47 @@ func TestStorm(t *testing.T) {
 	l.want("no clock", 0, 50, 0)
 }
 
+// TestLimitTaken: with its limit an episode is over, whatever else has limits.
+func TestLimitTaken(t *testing.T) {
+	ports := []string{"p0", "p1"}
+	limited := map[string]PortOptions{"p0": {MACLimit: 1, StormBroadcast: 1, StormMulticast: 5}}
+	for name, take := range map[string]struct {
+		away func(l *lan) error
+		why  string
+		room bool // the address limit is gone too
+	}{
+		"all": {func(l *lan) error { return l.bridge.Update(Options{Name: "lan", Ports: ports}) }, "there is no limit any more", true},
+		"some": {func(l *lan) error {
+			defer l.tick(stormTick)
+			return l.bridge.Update(Options{Name: "lan", Ports: ports, Port: map[string]PortOptions{"p0": {StormMulticast: 5}}})
+		}, "there is no limit any more", true},
+		"port": {func(l *lan) error { return l.core.Stop(l.t.Context(), "p0", "test") }, "it was unbound", true},
+		"halt": {func(l *lan) error { return l.core.Stop(l.t.Context(), "lan", "test") }, "the bridge is halted, and its storm limits rest", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLAN(t, 2, false, func(o *Options) { o.Port = limited })
+			for range 3 {
+				l.wires[0].receive(frame(ndiscore.Broadcast, mac(1)), frame(ndiscore.Broadcast, mac(2)))
+			}
+			l.tick(stormTick)
+			l.await("episodes", func() bool { return len(l.told("bridge.storm")) == 1 && len(l.told("bridge.mac-limit")) == 1 })
+			if err := take.away(l); err != nil {
+				t.Fatal(err)
+			}
+			l.await("calm", func() bool { return len(l.told("bridge.storm")) == 2 })
+			if e := l.told("bridge.storm")[1]; e != "bridge.storm p0 storm>calm broadcast: "+take.why+"; 2 frames were dropped" {
+				t.Error(e)
+			}
+			if take.room {
+				l.await("room", func() bool { return len(l.told("bridge.mac-limit")) == 2 })
+				if e := l.told("bridge.mac-limit")[1]; e != "bridge.mac-limit p0 full>room "+take.why+"; 3 frames of other stations were dropped" {
+					t.Error(e)
+				}
+			}
+		})
+	}
+}
+
 func TestBucketConcurrent(t *testing.T) {
 	var q bucket
 	q.set(1000)

@@ -24,19 +24,23 @@ const (
 	// the other end of the loop: they prove nothing.
 	loopSettle = time.Second
 
-	// What the data path says of a port, in port.looped: nothing, our own frame
-	// came back there, or the probe of the port with id looped-loopProbe did.
+	// What the data path says of a port, in the low 16 bits of port.looped:
+	// nothing, our own frame came back there, or the probe of the port with id
+	// looped-loopProbe did. Above stand the VLANs in which it left and came back.
 	loopNone  = 0
 	loopOwn   = 1
 	loopProbe = 2
+	loopLeft  = 16
+	loopCame  = 32
 )
 
 var probeGroup = ndiscore.MAC{0x03, 0x76, 0x73, 0x77, 0x6c, 0x67}
 
 // returned notes that a frame with our own address came back through in. The
-// keeper judges; it is woken once.
+// keeper judges; it is woken once. The VLAN does not matter: two cables that
+// lead from one into another and back are a loop too.
 func (b *Bridge) returned(v *view, in *port, f *ndiscore.Frame, vlan uint16) {
-	news := int32(loopOwn)
+	what, left := uint64(loopOwn), v.vlan
 	body := ndiscore.EthernetHeader
 	if isTag(binary.BigEndian.Uint16(f.Head[tagAt:])) {
 		body += tagLength
@@ -45,14 +49,12 @@ func (b *Bridge) returned(v *view, in *port, f *ndiscore.Frame, vlan uint16) {
 		p := f.Head[body:]
 		id := binary.BigEndian.Uint16(p[16:])
 		if binary.BigEndian.Uint64(p) != probeMagic || int(id) >= len(v.byID) || v.byID[id] == nil ||
-			binary.BigEndian.Uint64(p[8:]) != v.byID[id].nonce || binary.BigEndian.Uint16(p[18:]) != vlan {
-			return // another bridge's that bears our address, made up, or from another VLAN: frames do not go round there
+			binary.BigEndian.Uint64(p[8:]) != v.byID[id].nonce {
+			return // another bridge's that bears our address, or made up
 		}
-		news = loopProbe + int32(id)
-	} else if vlan != v.vlan {
-		return // from another VLAN
+		what, left = loopProbe+uint64(id), binary.BigEndian.Uint16(p[18:])
 	}
-	if in.looped.CompareAndSwap(loopNone, news) {
+	if in.looped.CompareAndSwap(loopNone, what|uint64(left)<<loopLeft|uint64(vlan)<<loopCame) {
 		v.keeper.poke()
 	}
 }
@@ -107,8 +109,11 @@ func (k *keeper) watchLoops(now time.Time) (next time.Time) {
 			}
 			continue
 		}
-		b.change(p, func() { p.shut = false })
-		o.Event("bridge.loop", p.name, "shut", "forwarding", fmt.Sprintf("%s have passed (loop_hold)", o.LoopHold))
+		opened := false
+		b.change(p, func() { opened, p.shut = p.shut, false })
+		if opened {
+			o.Event("bridge.loop", p.name, "shut", "forwarding", fmt.Sprintf("%s have passed (loop_hold)", o.LoopHold))
+		}
 	}
 	return next
 }
@@ -123,13 +128,14 @@ func (k *keeper) portNamed(v *view, name string) *port {
 }
 
 // judge decides on a frame of our own that came back through p.
-func (k *keeper) judge(v *view, o *Options, p *port, news int32, now time.Time) {
+func (k *keeper) judge(v *view, o *Options, p *port, news uint64, now time.Time) {
 	if v.rules[p.id].shut {
 		return
 	}
+	what, left, came := news&0xffff, uint16(news>>loopLeft), uint16(news>>loopCame)
 	why := "a frame with the bridge's own address came back"
-	if news >= loopProbe {
-		id := int(news - loopProbe)
+	if what >= loopProbe {
+		id := int(what - loopProbe)
 		if id >= len(v.byID) || v.byID[id] == nil || k.shutNow(v.byID[id]) {
 			return // the loop is open already
 		}
@@ -143,13 +149,22 @@ func (k *keeper) judge(v *view, o *Options, p *port, news int32, now time.Time) 
 	} else if !k.shutLast.IsZero() && now.Sub(k.shutLast) < loopSettle {
 		return
 	}
-	if k.shutNow(p) {
-		return
+	if left != came {
+		why += fmt.Sprintf(", out of VLAN %d into VLAN %d", left, came)
 	}
 	b := k.bridge
-	b.change(p, func() { p.shut, p.reopen = true, now.Add(o.LoopHold) })
+	shut := false
+	b.change(p, func() {
+		// Once the guard is off, or we are halted, nobody would open it again.
+		if shut = !p.shut && b.keeper == k && b.opts.Load().LoopGuard; shut {
+			p.shut, p.reopen = true, now.Add(o.LoopHold)
+			b.loops.Add(1)
+		}
+	})
+	if !shut {
+		return
+	}
 	k.shutLast = now
-	b.loops.Add(1)
 	o.Event("bridge.loop", p.name, "forwarding", "shut", fmt.Sprintf("%s: it is shut for %s (loop_hold)", why, o.LoopHold))
 }
 

@@ -158,7 +158,6 @@ func TestLoopGuardQuiet(t *testing.T) {
 		t.Errorf("%d probes", len(probes))
 	}
 	own := frame(ndiscore.Broadcast, l.bridge.MAC())
-	l.wires[1].receive(own) // in another VLAN
 	for _, p := range probes {
 		q := bytes.Clone(p)
 		if q[12] == 0x81 {
@@ -167,9 +166,6 @@ func TestLoopGuardQuiet(t *testing.T) {
 			q[14+8]++
 		}
 		l.wires[0].receive(q) // another bridge's of our address; tagged ones are not even let in
-		if q = bytes.Clone(p); q[12] != 0x81 && q[14+19] == 10 {
-			l.wires[1].receive(q) // it went out in VLAN 10 and comes back in 20
-		}
 	}
 	l.wires[2].receive(withTags(own, tagOf(99)))
 	l.wires[0].receive(frame(probeGroup, mac(5))) // somebody else's experiment
@@ -181,13 +177,69 @@ func TestLoopGuardQuiet(t *testing.T) {
 	for _, w := range l.wires {
 		l.counters(w.name)
 	}
-	// In the VLAN in which it left a tagged probe counts.
+	// As it left a tagged probe counts.
 	for _, p := range probes {
 		if p[12] == 0x81 && binary.BigEndian.Uint16(p[14:]) == 20 && binary.BigEndian.Uint16(p[18+16:]) == 2 {
 			l.wires[3].receive(p)
 		}
 	}
 	l.await("p3 to be shut", func() bool { return l.states() == "forwarding forwarding forwarding shut forwarding" })
+}
+
+// TestLoopGuardVLANs: what comes back in another VLAN goes round too, once
+// there are two such ways; the port is found as within one VLAN.
+func TestLoopGuardVLANs(t *testing.T) {
+	for name, c := range map[string]struct{ from, to, shut int }{
+		"there": {0, 1, 1}, "and back": {1, 0, 1}, "into a trunk": {1, 3, 3}, "own": {-1, 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLAN(t, 5, true, func(o *Options) { vlanPorts(t)(o); o.LoopGuard, o.LoopHold = true, 10*time.Second })
+			vlans := []int{10, 20, 10, 10} // of the ports' untagged frames; p2 has none
+			back := frame(ndiscore.Broadcast, l.bridge.MAC())
+			why := "a frame with the bridge's own address came back, out of VLAN 10 into VLAN 20"
+			probes := l.firstProbes(7)
+			if c.from >= 0 {
+				back = nil
+				for _, p := range probes {
+					if p[12] != 0x81 && int(binary.BigEndian.Uint16(p[14+16:])) == c.from {
+						back = p
+					}
+				}
+				why = fmt.Sprintf("the probe that left by port p%d came back through port p%d, out of VLAN %d into VLAN %d", c.from, c.to, vlans[c.from], vlans[c.to])
+			}
+			l.wires[c.to].receive(back)
+			l.await("a port to be shut", func() bool { return len(l.told("bridge.loop")) > 0 })
+			want := fmt.Sprintf("bridge.loop p%d forwarding>shut %s: it is shut for 10s (loop_hold)", c.shut, why)
+			if e := l.told("bridge.loop"); len(e) != 1 || e[0] != want {
+				t.Errorf("%q, want %q", e, want)
+			}
+			if n := strings.Count(l.states(), "shut"); n != 1 || l.bridge.Ports()[c.shut].State != PortShut {
+				t.Error(l.states())
+			}
+		})
+	}
+}
+
+// TestLoopGuardUnbound: a port that is bound anew is open, whatever is left of
+// its time, and that is told.
+func TestLoopGuardUnbound(t *testing.T) {
+	l := newLAN(t, 2, false, func(o *Options) { o.LoopGuard = true })
+	l.firstProbes(2)
+	l.wires[1].receive(frame(ndiscore.Broadcast, l.bridge.MAC()))
+	l.await("p1 to be shut", func() bool { return l.states() == "forwarding shut" })
+	if err := l.core.Stop(t.Context(), "p1", "test"); err != nil {
+		t.Fatal(err)
+	}
+	want := "bridge.loop p1 shut>absent it was unbound: when it is bound again it is open"
+	if e := l.told("bridge.loop p1 shut>"); len(e) != 1 || e[0] != want {
+		t.Errorf("%q", e)
+	}
+	if err := l.core.Start(t.Context(), "p1", "test"); err != nil {
+		t.Fatal(err)
+	}
+	if s := l.states(); s != "forwarding forwarding" {
+		t.Error(s)
+	}
 }
 
 // TestLoopGuardOff: a bridge without it sends no probe, and opens what is shut
@@ -207,6 +259,9 @@ func TestLoopGuardOff(t *testing.T) {
 	if s := l.states(); s != "forwarding forwarding" {
 		t.Error(s)
 	}
+	if e := l.told("bridge.loop p1 shut>"); len(e) != 1 || e[0] != "bridge.loop p1 shut>forwarding the bridge is halted, and its loop guard rests" {
+		t.Errorf("%q", e)
+	}
 	if err := l.core.Start(t.Context(), "lan", "test"); err != nil {
 		t.Fatal(err)
 	}
@@ -217,6 +272,9 @@ func TestLoopGuardOff(t *testing.T) {
 	}
 	if s := l.states(); s != "forwarding forwarding" {
 		t.Error(s)
+	}
+	if e := l.told("bridge.loop p1 shut>"); len(e) != 2 || e[1] != "bridge.loop p1 shut>forwarding the loop guard was turned off (loop_guard)" {
+		t.Errorf("%q", e)
 	}
 	l.tick(probeEvery)
 	l.probes()

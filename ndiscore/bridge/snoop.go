@@ -87,19 +87,18 @@ type notes struct {
 	lost bool
 }
 
-// listeners returns the ports to which a group frame goes; known is false when
-// it goes to all. in is nil for a frame from above.
-func (s *snooper) listeners(v *view, in *port, f *ndiscore.Frame, vlan uint16, how tagging) (to []uint16, known bool) {
+// groupPacket returns the IP packet in f and the group that it is for; the
+// group is not valid when there is none.
+func groupPacket(f *ndiscore.Frame, how tagging) (etherType uint16, p []byte, group netip.Addr) {
 	h := f.Head
 	at := ndiscore.EthernetHeader
 	if how != untagged {
 		at += tagLength
 	}
 	if len(h) < at {
-		return nil, false
+		return 0, nil, group
 	}
-	etherType, p := binary.BigEndian.Uint16(h[at-2:]), h[at:]
-	var group netip.Addr
+	etherType, p = binary.BigEndian.Uint16(h[at-2:]), h[at:]
 	switch {
 	// Only in a frame that reaches those to whom the packet is addressed (RFC 1112
 	// 6.4, RFC 2464 7): else a query could be heard by us and nobody else.
@@ -108,7 +107,30 @@ func (s *snooper) listeners(v *view, in *port, f *ndiscore.Frame, vlan uint16, h
 		group = netip.AddrFrom4([4]byte(p[16:20]))
 	case etherType == ndiscore.EtherTypeIPv6 && len(p) >= ipv6Header && h[0] == 0x33 && h[1] == 0x33 && [4]byte(h[2:]) == [4]byte(p[36:]):
 		group = netip.AddrFrom16([16]byte(p[24:40]))
-	default:
+	}
+	return etherType, p, group
+}
+
+// overhear puts aside what a frame says that the port's limit drops. Whoever
+// listens, or routes, does so whether others get to hear of it or not. A query
+// that is dropped nobody answers: that silence must not count.
+func (s *snooper) overhear(v *view, in *port, f *ndiscore.Frame, vlan uint16, how tagging) {
+	etherType, p, group := groupPacket(f, how)
+	if !group.IsValid() {
+		return
+	}
+	if kind := peek(etherType, p); kind == reportMessage || kind == helloMessage {
+		if s.note(in.id, vlan, etherType, p, f.Segs) {
+			v.keeper.poke()
+		}
+	}
+}
+
+// listeners returns the ports to which a group frame goes; known is false when
+// it goes to all. in is nil for a frame from above.
+func (s *snooper) listeners(v *view, in *port, f *ndiscore.Frame, vlan uint16, how tagging) (to []uint16, known bool) {
+	etherType, p, group := groupPacket(f, how)
+	if !group.IsValid() {
 		return nil, false
 	}
 	kind := peek(etherType, p)

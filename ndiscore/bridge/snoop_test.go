@@ -547,6 +547,36 @@ func TestSnoopingBounds(t *testing.T) {
 	l.want("it sees again", 0, 1, 0)
 }
 
+// TestSnoopingStorm: who listens, or routes, on a port that is over its limit
+// keeps being served; a query that nobody else heard takes nothing from anybody.
+func TestSnoopingStorm(t *testing.T) {
+	l := newLAN(t, 4, false, func(o *Options) {
+		o.Snooping = true
+		o.Port = map[string]PortOptions{"p1": {StormMulticast: 1}, "p2": {StormMulticast: 1}}
+	})
+	p0, p1, p2, p3 := l.wires[0], l.wires[1], l.wires[2], l.wires[3]
+	p0.receive(packet(mac(9), generalQuery4()))
+	p3.receive(packet(mac(3), report4(group4)))
+	p1.receive(packet(mac(1), data(group4))) // all that it may bring
+	p2.receive(packet(mac(2), data(group4)))
+	l.heard(2)
+	l.counts()
+	p1.receive(packet(mac(1), report4(group4)))
+	p2.receive(packet(mac(2), ip(host4, netip.MustParseAddr("224.0.0.13"), protoPIM, bytesOf(pimHello, 0, 0, 0, 0, 1, 0, 2, 0, 105))))
+	p2.receive(packet(mac(2), ip(asker4, group4, protoIGMP, bytesOf(igmpQuery, 10, 0, 0, group4))))
+	l.want("all of it is over the limits", 0, 0, 0, 0)
+	l.heard(4)
+	l.pass(20 * time.Second)
+	p0.receive(packet(mac(9), data(group4)))
+	l.want("a listener, a router, and another listener", 0, 1, 1, 1)
+	if n := l.counters("p1").RxDropped["storm"]; n != 1 {
+		t.Errorf("%d dropped", n)
+	}
+	if s := l.bridge.Stats(); s.Unread != 0 || s.Reports != 4 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestSnoopingOdd: who asks without an address is no router; a router that does
 // not ask says so by PIM; a bridge that is halted forgets.
 func TestSnoopingOdd(t *testing.T) {

@@ -79,16 +79,37 @@ func (e *episode) look(count uint64, now time.Time) (began, over bool) {
 	return false, false
 }
 
-// watch fills the buckets and tells of ports whose limits are exceeded. It
-// returns when it wants to be called again, zero for never.
+// end is for a limit that is no longer there: it ends the episode, and reports
+// whether there was one.
+func (e *episode) end(count uint64) (over bool) {
+	over = e.open
+	e.seen, e.open = count, false
+	return over
+}
+
+// calm ends what is under way of the port's storm of one kind, whose limit is
+// not in force any more.
+func (k *keeper) calm(p *port, kind int, why string) {
+	count, e := p.buckets[kind].dropped.Load(), &p.storms[kind]
+	if e.end(count) {
+		k.bridge.opts.Load().Event("bridge.storm", p.name, "storm", "calm", fmt.Sprintf("%s: %s; %d frames were dropped", stormNames[kind], why, count-e.before))
+	}
+}
+
+// room is calm for the port's address limit.
+func (k *keeper) room(p *port, why string) {
+	count, e := p.refused.Load(), &p.refusals
+	if e.end(count) {
+		k.bridge.opts.Load().Event("bridge.mac-limit", p.name, "full", "room", fmt.Sprintf("%s; %d frames of other stations were dropped", why, count-e.before))
+	}
+}
+
+// watch fills the buckets and tells of ports whose limits are exceeded, or gone.
+// It returns when it wants to be called again, zero for when there is news.
 func (k *keeper) watch(now time.Time) (next time.Time) {
 	v := k.bridge.view.Load()
-	if !v.limits {
-		k.watched = now
-		return time.Time{}
-	}
 	elapsed := now.Sub(k.watched)
-	if elapsed < stormTick {
+	if v.limits && elapsed < stormTick {
 		return k.watched.Add(stormTick)
 	}
 	k.watched = now
@@ -99,6 +120,7 @@ func (k *keeper) watch(now time.Time) (next time.Time) {
 		}
 		for kind, q := range v.rules[id].storm {
 			if q == nil {
+				k.calm(p, kind, "there is no limit any more")
 				continue
 			}
 			q.fill(elapsed)
@@ -110,6 +132,10 @@ func (k *keeper) watch(now time.Time) (next time.Time) {
 				tell("bridge.storm", p.name, "storm", "calm", fmt.Sprintf("%s: %d frames were dropped", stormNames[kind], count-e.before))
 			}
 		}
+		if p.macLimit.Load() == 0 {
+			k.room(p, "there is no limit any more")
+			continue
+		}
 		count := p.refused.Load()
 		switch began, over := p.refusals.look(count, now); {
 		case began:
@@ -117,6 +143,9 @@ func (k *keeper) watch(now time.Time) (next time.Time) {
 		case over:
 			tell("bridge.mac-limit", p.name, "full", "room", fmt.Sprintf("%d frames of other stations were dropped", count-p.refusals.before))
 		}
+	}
+	if !v.limits {
+		return time.Time{}
 	}
 	return now.Add(stormTick)
 }

@@ -58,12 +58,14 @@ func (b *Bridge) Update(o Options) error {
 		t.adopt(b.table(), b.ports)
 	}
 	var changed []*port // what is behind them has to be learned again
+	var opened []string // the loop guard had shut them
 	for id, p := range b.ports {
 		if p == nil {
 			continue
 		}
-		if !o.LoopGuard {
+		if !o.LoopGuard && p.shut {
 			p.shut = false
+			opened = append(opened, p.name)
 		}
 		is, was := o.Port[p.name], old.Port[p.name]
 		untagged, tagged := is.vlans(o.VLAN)
@@ -76,6 +78,9 @@ func (b *Bridge) Update(o Options) error {
 	b.publishTableLocked(t)
 	k := b.keeper
 	b.mu.Unlock()
+	for _, name := range opened {
+		o.Event("bridge.loop", name, "shut", "forwarding", "the loop guard was turned off (loop_guard)")
+	}
 
 	if o.Snooping != old.Snooping || o.VLAN != old.VLAN {
 		b.snoop.clear()
