@@ -71,6 +71,41 @@ const (
 	evSettle                           // answer when there is nothing left to do for it
 )
 
+// operation is what somebody waits for the end of, for errors.
+func (k eventKind) operation() string {
+	switch k {
+	case evStart:
+		return "start"
+	case evPause:
+		return "pause"
+	case evStop:
+		return "stop"
+	case evRemove:
+		return "remove"
+	case evSuspend:
+		return "suspend"
+	case evResume:
+		return "resume"
+	case evQuery:
+		return "query remove"
+	case evCancelQuery:
+		return "cancel remove"
+	case evReset:
+		return "reset"
+	case evInhibit:
+		return "inhibit binds"
+	case evHold:
+		return "require pause"
+	case evFilterAdded:
+		return "insert filter"
+	case evFilterLeaves:
+		return "remove filter"
+	case evFilterMoved:
+		return "move filter"
+	}
+	return "settle"
+}
+
 // action is an output of the machine.
 type action struct {
 	kind     actionKind

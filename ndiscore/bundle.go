@@ -747,8 +747,8 @@ type BundleInfo struct {
 // BundleMember is one member in a BundleInfo.
 type BundleMember struct {
 	Adapter string       `json:"adapter"`
-	Role    string       `json:"role"` // "active" (with BalanceHash several are), "standby", "down"; in ndis5 mode "primary", "secondary"
-	Verdict Verdict      `json:"verdict"`
+	Role    string       `json:"role"`    // "active" (with BalanceHash several are), "standby", "down"; in ndis5 mode "primary", "secondary"
+	Verdict Verdict      `json:"verdict"` // in ndis5 mode up or down: of use or not, whatever its role
 	State   AdapterState `json:"state"`
 	Link    LinkState    `json:"link"`
 	Probe   string       `json:"probe,omitempty"`
@@ -772,7 +772,7 @@ func (m *machine) bundleInfo(b *mBundle) BundleInfo {
 			bm.State, bm.Link = a.state, a.link
 			up := a.state == StateRunning && !a.surprise
 			if b.mode == BundleNDIS5 {
-				if up {
+				if up && a.link.Connected() && !a.stuck && !a.asleep { // without a link it keeps its place, and carries nothing
 					bm.Verdict = VerdictUp
 				}
 				switch {

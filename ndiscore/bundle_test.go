@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -733,6 +734,32 @@ func TestSuspendedMember(t *testing.T) {
 	if got := send(w, stack.Binding("wan"), true, frame(1)); got.Status[0] != ndiscore.DropNone {
 		t.Errorf("%s", got.Status[0])
 	}
+}
+
+// A primary without a link keeps its place, and is not called up.
+func TestNDIS5Verdict(t *testing.T) {
+	b, ups, _ := ndis5Bench(t, 2)
+	verdicts := func() (vs []string) {
+		infos, err := b.core.Bundles(b.ctx())
+		b.must(err)
+		for _, m := range infos[0].Members {
+			vs = append(vs, m.Role+" "+m.Verdict.String())
+		}
+		return vs
+	}
+	await := func(want ...string) {
+		t.Helper()
+		ndistest.Await(t, strings.Join(want, ", "), func() bool { return slices.Equal(verdicts(), want) })
+	}
+	await("primary up", "secondary up")
+	ups[0].SetLink(false, "carrier lost")
+	await("primary down", "secondary up")
+	ups[1].SetLink(false, "carrier lost")
+	await("primary down", "secondary down")
+	ups[0].SetLink(true, "carrier")
+	await("primary up", "secondary down")
+	b.must(b.core.Stop(b.ctx(), "up1", "test"))
+	await("primary up", "down down")
 }
 
 func TestSuspendedPrimary(t *testing.T) {

@@ -290,7 +290,7 @@ func (s *slot) initialize(ctx context.Context) error {
 		s.alive.Store(aliveNo)
 		return fmt.Errorf("adapter %s: initialize: %w", s.name, err)
 	}
-	s.update(func() { s.attrs = attrs; s.state = pathState{closed: DropPaused} })
+	s.update(func() { s.attrs, s.permanent = attrs, attrs.MAC; s.state = pathState{closed: DropPaused} })
 	// A status that came during Initialize is newer than the attributes.
 	s.link.CompareAndSwap(nil, &attrs.Link)
 	s.alive.Store(aliveYes)

@@ -6,7 +6,7 @@ import (
 )
 
 // The filter chain of a live adapter: modules come, go and change places
-// between a pause downward and a restart upward (7.8). Nobody is unbound for an
+// between a pause downward and a restart upward (§7.8). Nobody is unbound for an
 // optional module; for a mandatory one, everybody is (F-4).
 
 // sleeping reports whether a is suspended, or is being put to sleep: its chain
@@ -121,7 +121,7 @@ func (a *mAdapter) ordered() []*mFilter {
 
 // filterAdded takes note of a module that the core has put into the chain.
 func (m *machine) filterAdded(a *mAdapter, ev event) {
-	a.settling = append(a.settling, waiter{reply: ev.reply, filter: ev.filter})
+	a.settling = append(a.settling, waiter{reply: ev.reply, op: ev.kind, filter: ev.filter})
 	a.because(ev.why)
 	m.event(Event{What: "filter.added", Adapter: a.name, To: ev.filter, Why: ev.why})
 }
@@ -138,7 +138,7 @@ func (m *machine) filterLeaves(a *mAdapter, ev event) {
 	}
 	f.leaving = true
 	a.because(ev.why)
-	a.settling = append(a.settling, waiter{reply: ev.reply})
+	a.settling = append(a.settling, waiter{reply: ev.reply, op: ev.kind})
 }
 
 func (m *machine) filterMoved(a *mAdapter, ev event) {
@@ -163,5 +163,5 @@ func (m *machine) filterMoved(a *mAdapter, ev event) {
 	}
 	a.order = slices.Insert(names, at, f.name)
 	a.because(ev.why)
-	a.settling = append(a.settling, waiter{reply: ev.reply})
+	a.settling = append(a.settling, waiter{reply: ev.reply, op: ev.kind})
 }

@@ -696,6 +696,42 @@ func TestC32StopStart(t *testing.T) {
 	}
 }
 
+// Of the link of an adapter that is halted nothing is known, whatever was said of
+// it before.
+func TestHaltedLinkUnknown(t *testing.T) {
+	m := nic("M", ndistest.AdapterOptions{})
+	b := newBench(t, ndiscore.Options{}, m)
+	b.add("M")
+	b.must(b.core.AddBundle(b.ctx(), ndiscore.BundleSpec{Name: "wan", Mode: ndiscore.BundleNDIS5, Members: []string{"M"}}))
+	links := func() [2]ndiscore.LinkState {
+		infos, err := b.core.Bundles(b.ctx())
+		b.must(err)
+		return [2]ndiscore.LinkState{ndistest.Info(t, b.core, "M").Link, infos[0].Members[0].Link}
+	}
+	for what, down := range map[string]func(){
+		"stopped":   func() { b.must(b.core.Stop(b.ctx(), "M", "test")) },
+		"suspended": func() { b.must(b.core.Suspend(b.ctx(), "M", "test")) },
+		"failed": func() {
+			b.must(m.Handle().Remove("test")) // which says that the link is lost
+			b.awaitState("M", "halted")
+			b.settle("M")
+		},
+	} {
+		b.start("M")
+		if l := links(); !l[0].Connected() || !l[1].Connected() {
+			t.Errorf("running: %+v", l)
+		}
+		down()
+		if l := links(); l != [2]ndiscore.LinkState{} {
+			t.Errorf("%s: %+v", what, l)
+		}
+		if what == "suspended" {
+			b.must(b.core.Resume(b.ctx(), "M", "test"))
+			b.must(b.core.Stop(b.ctx(), "M", "test"))
+		}
+	}
+}
+
 func TestC33StaleHandles(t *testing.T) {
 	m := nic("M", ndistest.AdapterOptions{})
 	leakFree(t)
@@ -832,4 +868,53 @@ func TestC70SurpriseRemoval(t *testing.T) {
 	}
 	m.Appear()
 	b.awaitState("M", "running")
+}
+
+// The request that the adapter is working on ends at once, whatever the device,
+// which is not there any more, still does about it.
+func TestC70SurpriseRemovalEndsRequest(t *testing.T) {
+	b := newCore(t, ndiscore.Options{})
+	fake := nic("M", ndistest.AdapterOptions{Device: true})
+	m := &stubborn{fake.Contract(), make(chan struct{}), make(chan struct{})}
+	b.register(named("fake", "M", ndistest.Verifier(t, m)))
+	p := ndistest.NewProtocol("P1", nil)
+	b.protocol(p, "M")
+	b.add("M")
+	b.start("M")
+	bd := p.Binding("M")
+	asked := later(func() error { r := queryVLAN; return bd.Request(b.ctx(), &r) })
+	<-m.begun
+	hold := p.Hold("Event(Pause)") // nothing but the removal itself has happened when it ends
+	fake.Vanish("RTM_DELLINK")
+	hold.Await(t)
+	if err := <-asked; !errors.Is(err, ndiscore.ErrNotAccepted) {
+		t.Errorf("the request under way: %v", err)
+	}
+	hold.Release()
+	close(m.let)
+	b.awaitState("M", "halted")
+}
+
+// That its device has vanished is said before that it sleeps.
+func TestC70SurpriseRemovalAsleep(t *testing.T) {
+	var tr ndistest.Trace
+	m := nic("M", ndistest.AdapterOptions{Trace: &tr, Device: true, PowerAware: true})
+	b := newBench(t, ndiscore.Options{}, m)
+	p := ndistest.NewProtocol("P1", nil)
+	b.protocol(p, "M")
+	b.add("M")
+	b.start("M")
+	b.must(b.core.Suspend(b.ctx(), "M", "test"))
+	hold := m.Hold("PnP")
+	m.Vanish("RTM_DELLINK")
+	hold.Await(t)
+	if got := send(b.worker("test"), p.Binding("M"), true, frame(1)); got.Status[0] != ndiscore.DropSurpriseRemoved {
+		t.Errorf("send: %s", got.Status[0])
+	}
+	r := queryVLAN
+	if err := p.Binding("M").Request(b.ctx(), &r); !errors.Is(err, ndiscore.ErrNotAccepted) {
+		t.Errorf("request: %v", err)
+	}
+	hold.Release()
+	tr.Await(t, "M.AwaitDevice")
 }

@@ -60,11 +60,12 @@ const (
 	DropFragment    // fragment of a packet whose first fragment was not seen
 
 	// Filters.
-	DropFaultDrop    // an injected fault lost it
-	DropFaultRate    // an injected rate limit was used up
-	DropFaultHang    // an injected hang swallowed it
-	DropFaultFull    // an injected delay holds all that it may
-	DropFaultCorrupt // it could not be spoiled as asked
+	DropFaultDrop     // an injected fault lost it
+	DropFaultRate     // an injected rate limit was used up
+	DropFaultHang     // an injected hang swallowed it
+	DropFaultLinkDown // an injected link-down refused it
+	DropFaultFull     // an injected delay holds all that it may
+	DropFaultCorrupt  // it could not be spoiled as asked
 
 	dropReasons // their number
 )
@@ -81,7 +82,7 @@ var dropNames = [dropReasons]string{
 	DropVLAN: "vlan", DropStorm: "storm", DropMACLimit: "mac-limit", DropLoop: "loop",
 	DropLowPower: "low-power", DropAborted: "send-aborted", DropNATFull: "nat-full", DropNATState: "nat-state", DropFragment: "fragment",
 	DropFaultDrop: "fault-drop", DropFaultRate: "fault-rate", DropFaultHang: "fault-hang", DropFaultFull: "fault-full",
-	DropFaultCorrupt: "fault-corrupt",
+	DropFaultCorrupt: "fault-corrupt", DropFaultLinkDown: "fault-link-down",
 }
 
 // String is the reason as counters and documents name it.

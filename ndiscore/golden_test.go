@@ -348,6 +348,9 @@ func (in *interpreter) step(ev event) {
 			if name == "" {
 				continue
 			}
+			if a.kind == actAwait && a.after > 0 {
+				name += " after " + a.after.String()
+			}
 			in.trace = append(in.trace, name)
 			if a.kind >= actClose {
 				continue

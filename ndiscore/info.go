@@ -11,7 +11,8 @@ type AdapterInfo struct {
 	Oper     OperStatus    `json:"oper"`
 	Cause    string        `json:"cause,omitempty"`     // of the newest transition
 	LastHalt HaltAction    `json:"last_halt,omitempty"` // "none" if never halted
-	Waiting  bool          `json:"waiting,omitempty"`   // for its device to come back
+	Waiting  bool          `json:"waiting,omitempty"`   // for its device to come back, or with Retrying to be started again
+	Retrying bool          `json:"retrying,omitempty"`  // its device had come back and did not start: it is tried again after a while
 	Stuck    bool          `json:"quarantined,omitempty"`
 	Asleep   bool          `json:"suspended,omitempty"`
 	Health   Health        `json:"health"`
@@ -66,6 +67,10 @@ func (c *Core) adapterInfo(a *mAdapter) AdapterInfo {
 		Name: a.name, Driver: a.driver, Virtual: a.virtual, State: a.state, Cause: a.cause, LastHalt: a.lastHalt,
 		Waiting: a.await && a.state == StateHalted, Stuck: a.stuck, Asleep: a.asleep, Health: a.health, Resets: s.resets.Load(),
 		Device: attrs.Device, MAC: attrs.MAC, MTU: attrs.MTU, Link: a.link,
+	}
+	info.Retrying = info.Waiting && a.after > 0
+	if a.state == StateHalted {
+		info.Link = LinkState{} // what was last known of it holds no more
 	}
 	info.Driver, info.Oper = s.kind(), a.oper.status
 	if b := c.m.bundleOf(a); b != nil {

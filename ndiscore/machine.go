@@ -136,6 +136,7 @@ type mAdapter struct {
 type waiter struct {
 	reply  int
 	goal   goal
+	op     eventKind // what was asked for
 	err    error
 	filter string // settling: the module it is about
 }
@@ -244,7 +245,7 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 	case evStop:
 		if a.await { // whatever happens to its device, it stays down
 			a.await = false
-			m.unstart(a, a.overtaken(ev.why))
+			m.unstart(a, a.overtakenBy(ev.why))
 			if a.goal == goalDown {
 				m.down(a, HaltDeviceStopped, ev)
 			} else {
@@ -252,7 +253,7 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 			}
 			return
 		}
-		if m.unstart(a, a.overtaken(ev.why)) { // it goes down, and is not to come up again
+		if m.unstart(a, a.overtakenBy(ev.why)) { // it goes down, and is not to come up again
 			m.down(a, HaltDeviceStopped, ev)
 			return
 		}
@@ -285,7 +286,7 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 		m.setState(a, StateShutdown, ev.why)
 		a.goal = goalRest
 		m.answer(a, ErrStopped)
-		m.forsake(a, ErrStopped)
+		m.forsake(a, whatever(ErrStopped))
 		m.reply(ev.reply, nil)
 	case evDone:
 		m.done(a, ev)
@@ -310,7 +311,7 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 	case evFilterMoved:
 		m.filterMoved(a, ev)
 	case evSettle:
-		a.settling = append(a.settling, waiter{reply: ev.reply})
+		a.settling = append(a.settling, waiter{reply: ev.reply, op: ev.kind})
 	case evUnbind:
 		if p := m.protocol(ev.protocol); p != nil {
 			p.shun(a.name)
@@ -322,6 +323,9 @@ func (m *machine) adapterEvent(a *mAdapter, ev event) {
 	case evPromoteSelf:
 		m.promoteSelf(a, ev)
 	case evLink:
+		if a.state == StateHalted { // said before the halt, and heard after it
+			return
+		}
 		if a.link.Media == ev.link.Media { // another speed, or another sign of the same
 			a.link.Speed = ev.link.Speed
 			return
@@ -364,9 +368,9 @@ func (m *machine) start(a *mAdapter, ev event) {
 
 // unstart answers the starts that wait until a has gone down, and reports whether
 // there were any.
-func (m *machine) unstart(a *mAdapter, err error) bool {
+func (m *machine) unstart(a *mAdapter, end ending) bool {
 	for _, ev := range a.again {
-		m.reply(ev.reply, err)
+		m.reply(ev.reply, end(ev.kind.operation()))
 	}
 	any := len(a.again) > 0
 	a.again = nil
@@ -391,12 +395,12 @@ func (m *machine) redirect(a *mAdapter, g goal, ev event) {
 			keep = append(keep, w)
 			continue
 		}
-		m.reply(w.reply, a.overtaken(ev.why))
+		m.reply(w.reply, a.overtakenBy(ev.why)(w.op.operation()))
 	}
 	a.waiters = keep
 	a.goal, a.cause, a.rests = g, ev.why, false
 	if ev.reply != 0 {
-		a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: g})
+		a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: g, op: ev.kind})
 	}
 }
 
@@ -405,14 +409,14 @@ func (m *machine) redirect(a *mAdapter, g goal, ev event) {
 func (m *machine) down(a *mAdapter, why HaltAction, ev event) {
 	if a.goal == goalDown {
 		if ev.reply != 0 {
-			a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: goalDown})
+			a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: goalDown, op: ev.kind})
 		}
 		return
 	}
 	m.redirect(a, goalDown, ev)
 	a.halt, a.remove, a.forget, a.await = why, false, false, false
 	a.queried = false
-	m.drop(a, a.overtaken(ev.why))
+	m.drop(a, a.overtakenBy(ev.why))
 }
 
 func (m *machine) surprise(a *mAdapter, ev event) {
@@ -501,7 +505,7 @@ func (m *machine) arrived(a *mAdapter) bool {
 		m.answer(a, nil)
 		a.goal = goalRest
 		if a.forget {
-			m.forsake(a, a.overtaken(a.cause))
+			m.forsake(a, a.overtakenBy(a.cause))
 			m.event(Event{What: "adapter.removed", Adapter: a.name, Why: a.cause})
 			m.emit(action{kind: actForget, adapter: a.name})
 			for i, x := range m.adapters {
@@ -521,7 +525,7 @@ func (m *machine) arrived(a *mAdapter) bool {
 			if i == 0 {
 				m.start(a, ev)
 			} else {
-				a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: goalUp})
+				a.waiters = append(a.waiters, waiter{reply: ev.reply, goal: goalUp, op: ev.kind})
 			}
 		}
 		return true
@@ -727,7 +731,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 		m.emit(action{kind: actClose, adapter: a.name, halt: HaltDeviceFailed})
 		m.event(Event{What: "adapter.quarantined", Adapter: a.name, Why: err.Error()})
 		m.answer(a, err)
-		m.forsake(a, err)
+		m.forsake(a, whatever(err))
 		return
 	}
 	switch act.kind {
@@ -739,7 +743,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 		a.device = true
 	case actInitialize:
 		if err != nil {
-			m.setState(a, StateHalted, err.Error())
+			m.halted(a, err.Error())
 			m.failStart(a, err)
 			return
 		}
@@ -748,8 +752,11 @@ func (m *machine) done(a *mAdapter, ev event) {
 		if b := m.bundle(a.name); b != nil && a.virtual && ev.link.Media != MediaUnknown {
 			b.link = ev.link
 		}
-		a.forgot, a.asleep = a.asleep && len(a.bindings) > 0, false
-		a.resets, a.polls = resetHistory{}, pollHistory{}
+		a.forgot = a.asleep && len(a.bindings) > 0
+		if a.asleep {
+			m.awoke(a)
+		}
+		a.resets, a.polls = resetHistory{anew: true}, pollHistory{}
 		a.initialized = true
 	case actAttach:
 		f := a.module(act.filter)
@@ -808,7 +815,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 		a.halting = false
 		a.lastHalt, a.secondary, a.held = act.halt, false, false
 		m.event(Event{What: "adapter.halt", Adapter: a.name, To: act.halt.String(), Why: a.cause})
-		m.setState(a, StateHalted, act.halt.String())
+		m.halted(a, act.halt.String())
 		if act.halt == HaltPoweredDown {
 			m.fellAsleep(a)
 		}
@@ -830,6 +837,12 @@ func (m *machine) done(a *mAdapter, ev event) {
 	}
 }
 
+// halted records that a's device is not in use: nothing is known of its link.
+func (m *machine) halted(a *mAdapter, why string) {
+	m.setState(a, StateHalted, why)
+	a.link = LinkState{}
+}
+
 // How long after a start that failed for a device that had come back the next
 // one is tried.
 const (
@@ -846,7 +859,7 @@ func (m *machine) failStart(a *mAdapter, err error) {
 	}
 	m.failed(a, err)
 	a.goal, a.halt, a.remove, a.forget = goalDown, HaltNone, true, false
-	m.drop(a, a.overtaken(err.Error()))
+	m.drop(a, a.overtakenBy(err.Error()))
 	// A device that vanished again between its arrival and our start may come
 	// back once more; at the first start the operator is there to see.
 	absent := errors.Is(err, ErrDeviceAbsent)

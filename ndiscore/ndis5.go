@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// The bundle of the NDIS 5.1 documents (contract §6.1, 6.2). One that is
+// The bundle of the NDIS 5.1 documents (§6.1, §6.2). One that is
 // configured is led by the core: its next primary is chosen when the halt of the
 // old one has begun. One that its driver makes (SetSecondary), named after its
 // first primary, is led by the driver: it promotes while the primary is halted,

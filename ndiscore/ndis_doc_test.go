@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -49,8 +50,65 @@ func carries(name string) (numbers []string) {
 	}
 }
 
-// Every row of the contract's checklist is in docs/ndis.md, once, with tests
-// that exist and carry its number, or with the reason why there is nothing to be
+// rule is the name of a rule in a comment, and rulesListed those that the page
+// explains.
+var rule = regexp.MustCompile(`\b[RSHXKZBPFIOD]-\d+\b|§\d+(?:\.\d+)?`)
+
+func rulesListed(t *testing.T, doc string) (listed []string) {
+	_, list, ok := strings.Cut(doc, "\n## Rules\n")
+	list, _, _ = strings.Cut(list, "\n## ")
+	if !ok {
+		t.Fatal("no section Rules")
+	}
+	for line := range strings.Lines(list) {
+		if cells := strings.Split(line, "|"); len(cells) == 4 && rule.MatchString(cells[1]) {
+			if id := strings.TrimSpace(cells[1]); slices.Contains(listed, id) || strings.TrimSpace(cells[2]) == "" {
+				t.Errorf("rule %s is listed twice, or without a word", id)
+			} else {
+				listed = append(listed, id)
+			}
+		}
+	}
+	return listed
+}
+
+// Whoever reads the name of a rule, in the code or in a trace, finds it in
+// docs/ndis.md.
+func TestRulesDocumented(t *testing.T) {
+	doc, err := os.ReadFile(ndisDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := rulesListed(t, string(doc))
+	cited := map[string]bool{}
+	err = filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		switch ext := filepath.Ext(path); {
+		case err != nil:
+			return err
+		case d.IsDir() && strings.HasPrefix(d.Name(), ".") && path != "..":
+			return filepath.SkipDir
+		case d.IsDir() || ext != ".go" && (ext != ".txt" || filepath.Dir(path) != filepath.Join("..", "ndiscore", "testdata")):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		for _, id := range rule.FindAllString(string(text), -1) {
+			if !cited[id] && !slices.Contains(listed, id) {
+				t.Errorf("%s cites %s, which docs/ndis.md does not list", path, id)
+			}
+			cited[id] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !cited["H-13"] || !cited["P-12"] || !cited["§7.6"] {
+		t.Error("nothing was read")
+	}
+}
+
+// Every row of the contract's checklist is in docs/ndis.md, once, with rules that
+// the page lists, and tests that exist and carry its number, or with the reason why there is nothing to be
 // tested; and every test that carries a number is in its row.
 func TestChecklistDocumented(t *testing.T) {
 	doc, err := os.ReadFile(ndisDoc)
@@ -65,13 +123,14 @@ func TestChecklistDocumented(t *testing.T) {
 	for _, f := range traces {
 		here = append(here, strings.TrimSuffix(filepath.Base(f), ".txt"))
 	}
+	listed := rulesListed(t, string(doc))
 	rows := map[string][]string{} // the tests of each id
 	for line := range strings.Lines(string(doc)) {
 		if !strings.HasPrefix(line, "| C-") {
 			continue
 		}
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
-		if len(cells) != 4 {
+		if len(cells) != 5 {
 			t.Errorf("%d cells: %s", len(cells), line)
 			continue
 		}
@@ -83,16 +142,24 @@ func TestChecklistDocumented(t *testing.T) {
 			t.Errorf("C-%s has two rows", id)
 		}
 		rows[id] = nil
-		if cells[1] == "—" {
-			if cells[3] == "" {
+		if cells[1] == "" {
+			t.Errorf("C-%s names no rule", id)
+		}
+		for _, r := range strings.Fields(cells[1]) {
+			if !slices.Contains(listed, r) {
+				t.Errorf("C-%s: there is no rule %s in the list", id, r)
+			}
+		}
+		if cells[2] == "—" {
+			if cells[4] == "" {
 				t.Errorf("C-%s has neither a test nor a reason", id)
 			}
 			continue
 		}
-		if cells[2] == "" {
+		if cells[3] == "" {
 			t.Errorf("C-%s does not say what is tested", id)
 		}
-		for _, name := range strings.Split(cells[1], ", ") {
+		for _, name := range strings.Split(cells[2], ", ") {
 			name = strings.Trim(name, "`")
 			rows[id] = append(rows[id], name)
 			if dir, other, ok := strings.Cut(name, ":"); ok {

@@ -13,6 +13,7 @@ type OID uint32
 // stands in oidTable.
 const (
 	OIDGenSupportedList       OID = 0x00010101
+	OIDGenMediaSupported      OID = 0x00010103
 	OIDGenMediaInUse          OID = 0x00010104
 	OIDGenMaximumLookahead    OID = 0x00010105
 	OIDGenMaximumFrameSize    OID = 0x00010106
@@ -29,12 +30,13 @@ const (
 	OIDGenMACOptions          OID = 0x00010113
 	OIDGenMediaConnectStatus  OID = 0x00010114
 	OIDGenVendorDriverVersion OID = 0x00010116
+	OIDGenPhysicalMedium      OID = 0x00010202
 	OIDGenLinkState           OID = 0x00010207
 	OIDGenLinkParameters      OID = 0x00010208
-	OIDGenAdminStatus         OID = 0x0001020B
-	OIDGenOperationalStatus   OID = 0x0001020C
-	OIDGenLastChange          OID = 0x0001020E
 	OIDGenInterruptModeration OID = 0x00010209
+	OIDGenLastChange          OID = 0x00010281
+	OIDGenOperationalStatus   OID = 0x00010283
+	OIDGenAdminStatus         OID = 0x00010288
 	OIDGenXmitOK              OID = 0x00020101
 	OIDGenRcvOK               OID = 0x00020102
 	OIDGenXmitError           OID = 0x00020103
@@ -46,7 +48,7 @@ const (
 	OIDGenResetCounts         OID = 0x00020214
 	OIDGenMediaSenseCounts    OID = 0x00020215
 	OIDGenFriendlyName        OID = 0x00020216
-	OIDGenVLANID              OID = 0x0002021C
+	OIDGenVLANID              OID = 0x0001021C
 	OIDGenBytesRcv            OID = 0x0002021F
 	OIDGenBytesXmit           OID = 0x00020220
 	OIDGenRcvDiscards         OID = 0x00020221
@@ -75,6 +77,7 @@ type oidRow struct {
 // OIDGenSupportedList.
 var oidTable = []oidRow{
 	{OIDGenSupportedList, "GEN_SUPPORTED_LIST", true, false, nil},
+	{OIDGenMediaSupported, "GEN_MEDIA_SUPPORTED", true, false, func(*slot) any { return uint32(0) }},                                   // NdisMedium802_3
 	{OIDGenMediaInUse, "GEN_MEDIA_IN_USE", true, false, func(*slot) any { return uint32(0) }},                                          // NdisMedium802_3
 	{OIDGenMaximumLookahead, "GEN_MAXIMUM_LOOKAHEAD", true, false, func(s *slot) any { return uint32(s.attributes().MTU) }},            // whole frames, always
 	{OIDGenMaximumFrameSize, "GEN_MAXIMUM_FRAME_SIZE", true, false, func(s *slot) any { return uint32(s.attributes().MTU) }},           // without header
@@ -91,12 +94,13 @@ var oidTable = []oidRow{
 	{OIDGenMACOptions, "GEN_MAC_OPTIONS", true, false, func(*slot) any { return uint32(0) }},
 	{OIDGenMediaConnectStatus, "GEN_MEDIA_CONNECT_STATUS", true, false, func(s *slot) any { return s.attributes().Link.Media }},
 	{OIDGenVendorDriverVersion, "GEN_VENDOR_DRIVER_VERSION", true, false, func(*slot) any { return uint32(ContractVersion) << 16 }},
+	{OIDGenPhysicalMedium, "GEN_PHYSICAL_MEDIUM", true, false, func(*slot) any { return uint32(14) }}, // NdisPhysicalMedium802_3
 	{OIDGenLinkState, "GEN_LINK_STATE", true, false, func(s *slot) any { return s.attributes().Link }},
 	{OIDGenLinkParameters, "GEN_LINK_PARAMETERS", false, true, nil},
 	{OIDGenInterruptModeration, "GEN_INTERRUPT_MODERATION", true, true, func(*slot) any { return uint32(1) }}, // NdisInterruptModerationNotSupported
-	{OIDGenAdminStatus, "GEN_ADMIN_STATUS", true, false, func(s *slot) any { return s.oper().admin }},
+	{OIDGenLastChange, "GEN_LAST_CHANGE", true, false, func(s *slot) any { return uint64(max(s.oper().since.Sub(s.core.born), 0).Milliseconds()) }},
 	{OIDGenOperationalStatus, "GEN_OPERATIONAL_STATUS", true, false, func(s *slot) any { return s.oper().status }},
-	{OIDGenLastChange, "GEN_LAST_CHANGE", true, false, func(s *slot) any { return s.oper().since }},
+	{OIDGenAdminStatus, "GEN_ADMIN_STATUS", true, false, func(s *slot) any { return s.oper().admin }},
 	{OIDGenXmitOK, "GEN_XMIT_OK", true, false, func(s *slot) any { return s.counters().TxFrames }},
 	{OIDGenRcvOK, "GEN_RCV_OK", true, false, func(s *slot) any { return s.counters().RxFrames }},
 	{OIDGenXmitError, "GEN_XMIT_ERROR", true, false, func(s *slot) any { return s.counters().TxDropped[DropDeviceError.String()] }},
@@ -113,7 +117,7 @@ var oidTable = []oidRow{
 	{OIDGenBytesXmit, "GEN_BYTES_XMIT", true, false, func(s *slot) any { return s.counters().TxBytes }},
 	{OIDGenRcvDiscards, "GEN_RCV_DISCARDS", true, false, func(s *slot) any { return total(s.counters().RxDropped) }},
 	{OIDGenXmitDiscards, "GEN_XMIT_DISCARDS", true, false, func(s *slot) any { return total(s.counters().TxDropped) }},
-	{OID8023PermanentAddress, "802_3_PERMANENT_ADDRESS", true, false, func(s *slot) any { return s.attributes().MAC }},
+	{OID8023PermanentAddress, "802_3_PERMANENT_ADDRESS", true, false, func(s *slot) any { return s.permanentAddress() }},
 	{OID8023CurrentAddress, "802_3_CURRENT_ADDRESS", true, false, func(s *slot) any { return s.attributes().MAC }},
 	{OID8023MulticastList, "802_3_MULTICAST_LIST", true, true, func(s *slot) any { return s.multicastList() }},
 	{OID8023MaximumListSize, "802_3_MAXIMUM_LIST_SIZE", true, false, func(s *slot) any { return uint32(s.attributes().MaxMulticast) }},
@@ -168,10 +172,13 @@ type OIDRequest struct {
 }
 
 // EncodeOID writes v, the Data of a query, into buf as NDIS lays it out:
-// little-endian integers, strings and addresses as they are, lists one after
-// the other. needed is the length of the whole. A buffer too short holds
-// nothing and gives ErrBufferTooShort, with two exceptions for 64-bit counters:
-// four bytes take their low half, and fewer give ErrInvalidLength.
+// little-endian integers, enumerations with NDIS's numbers, structures with
+// their header and what is not known marked as that, addresses as they are,
+// lists one after the other. NDIS ends strings with a zero, and some are UTF-16;
+// here they are UTF-8 and end where needed says. needed is the length of the
+// whole. A buffer too short holds nothing and gives ErrBufferTooShort, with two
+// exceptions for 64-bit counters: four bytes take their low half, and fewer give
+// ErrInvalidLength.
 func EncodeOID(v any, buf []byte) (written, needed int, err error) {
 	var b []byte
 	switch v := v.(type) {
@@ -189,14 +196,18 @@ func EncodeOID(v any, buf []byte) (written, needed int, err error) {
 		b = binary.LittleEndian.AppendUint32(nil, v)
 	case PacketFilter:
 		b = binary.LittleEndian.AppendUint32(nil, uint32(v))
-	case MediaState:
-		b = binary.LittleEndian.AppendUint32(nil, uint32(v))
+	case MediaState: // NDIS_MEDIA_STATE, which is not the enumeration in NDIS_LINK_STATE
+		n := uint32(1) // disconnected, which unknown counts as
+		if v == MediaConnected {
+			n = 0
+		}
+		b = binary.LittleEndian.AppendUint32(nil, n)
 	case PowerState:
 		b = binary.LittleEndian.AppendUint32(nil, uint32(v))
 	case string:
 		b = []byte(v)
 	case OperStatus:
-		b = []byte(v)
+		b = binary.LittleEndian.AppendUint32(nil, v.number())
 	case MAC:
 		b = v[:]
 	case []MAC:
@@ -208,12 +219,9 @@ func EncodeOID(v any, buf []byte) (written, needed int, err error) {
 			b = binary.LittleEndian.AppendUint32(b, uint32(o))
 		}
 	case LinkState:
-		b = binary.LittleEndian.AppendUint32(nil, uint32(v.Media))
-		b = binary.LittleEndian.AppendUint64(b, v.Speed)
+		b = encodeLinkState(v)
 	case Counters:
-		for _, n := range []uint64{v.RxFrames, v.RxBytes, v.Forwarded, v.Delivered, total(v.RxDropped), v.TxFrames, v.TxBytes, total(v.TxDropped)} {
-			b = binary.LittleEndian.AppendUint64(b, n)
-		}
+		b = encodeStatistics(v)
 	default:
 		return 0, 0, fmt.Errorf("%w: %T has no layout", ErrNotSupported, v)
 	}
@@ -221,6 +229,52 @@ func EncodeOID(v any, buf []byte) (written, needed int, err error) {
 		return 0, len(b), fmt.Errorf("%w: %d bytes, %d needed", ErrBufferTooShort, len(buf), len(b))
 	}
 	return copy(buf, b), len(b), nil
+}
+
+// objectHeader is an NDIS_OBJECT_HEADER, of type default and revision 1.
+func objectHeader(size uint16) []byte {
+	return binary.LittleEndian.AppendUint16([]byte{0x80, 1}, size)
+}
+
+// encodeLinkState lays l out as an NDIS_LINK_STATE. Nobody here knows duplex,
+// pause functions or what was negotiated.
+func encodeLinkState(l LinkState) []byte {
+	const (
+		size          = 40
+		unknownSpeed  = 1<<64 - 1
+		unknownDuplex = 0
+		unknownPause  = 4
+	)
+	speed := l.Speed
+	if speed == 0 {
+		speed = unknownSpeed
+	}
+	b := objectHeader(size)
+	b = binary.LittleEndian.AppendUint32(b, uint32(l.Media))
+	b = binary.LittleEndian.AppendUint32(b, unknownDuplex)
+	b = append(b, 0, 0, 0, 0)                      // padding
+	b = binary.LittleEndian.AppendUint64(b, speed) // sending
+	b = binary.LittleEndian.AppendUint64(b, speed) // receiving
+	b = binary.LittleEndian.AppendUint32(b, unknownPause)
+	return binary.LittleEndian.AppendUint32(b, 0) // nothing negotiated
+}
+
+// encodeStatistics lays c out as an NDIS_STATISTICS_INFO, which says which of its
+// members are valid: not those by class of frame, which nobody counts.
+func encodeStatistics(c Counters) []byte {
+	const (
+		size  = 152
+		valid = 0x8 | 0x10 | 0x20 | 0x200 | 0x400 | 0x8000 // received bytes, discards, errors; sent bytes, errors, discards
+	)
+	b := objectHeader(size)
+	b = binary.LittleEndian.AppendUint32(b, valid)
+	for _, n := range [18]uint64{
+		0: total(c.RxDropped), 1: c.malformed(), 2: c.RxBytes, // 3 to 5: frames by class
+		6: c.TxBytes, 10: c.TxDropped[DropDeviceError.String()], 11: total(c.TxDropped), // 12 to 17: bytes by class
+	} {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	return b
 }
 
 // PacketFilter says which classes of frames a binding wants

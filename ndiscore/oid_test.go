@@ -356,13 +356,10 @@ func TestOIDTable(t *testing.T) {
 			t.Errorf("%s: reached the adapter: %t", id, reached)
 		}
 		if err != nil {
-			if !reached || !errors.Is(err, ndiscore.ErrInvalidOID) {
+			if !reached || !errors.Is(err, ndiscore.ErrNotSupported) {
 				t.Errorf("%s: %v", id, err)
 			}
 			continue
-		}
-		if _, isTime := req.Data.(time.Time); isTime {
-			continue // the layout of LAST_CHANGE is NDIS's ms since boot, which we do not keep
 		}
 		buf := make([]byte, 4096)
 		if n, needed, err := ndiscore.EncodeOID(req.Data, buf); err != nil || n != needed {
@@ -370,10 +367,76 @@ func TestOIDTable(t *testing.T) {
 		}
 	}
 	for id, want := range map[ndiscore.OID]error{
-		ndiscore.OIDGenLinkState: ndiscore.ErrNotSupported, ndiscore.OIDPnPSetPower: ndiscore.ErrNotAccepted, 7: ndiscore.ErrInvalidOID,
+		ndiscore.OIDGenLinkState: ndiscore.ErrNotSupported, ndiscore.OIDGenLinkParameters: ndiscore.ErrNotSupported, ndiscore.OIDPnPSetPower: ndiscore.ErrNotAccepted, 7: ndiscore.ErrInvalidOID,
 	} {
 		if err := bd.Request(b.ctx(), &ndiscore.OIDRequest{ID: id, Kind: ndiscore.OIDSet}); !errors.Is(err, want) {
 			t.Errorf("set %s: %v", id, err)
+		}
+	}
+}
+
+// What has a layout of its own in NDIS is laid out so.
+func TestOIDLayouts(t *testing.T) {
+	le := func(parts ...any) (b []byte) {
+		for _, p := range parts {
+			var err error
+			if b, err = binary.Append(b, binary.LittleEndian, p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return b
+	}
+	header := func(size uint16) []byte { return le(uint8(0x80), uint8(1), size) }
+	for _, c := range []struct {
+		data any
+		want []byte
+	}{
+		{ndiscore.MediaConnected, le(uint32(0))}, // NdisMediaStateConnected
+		{ndiscore.MediaDisconnected, le(uint32(1))},
+		{ndiscore.MediaUnknown, le(uint32(1))},
+		{ndiscore.OperUp, le(uint32(1))},
+		{ndiscore.OperDown, le(uint32(2))},
+		{ndiscore.OperDormant, le(uint32(5))},
+		{ndiscore.OperNotPresent, le(uint32(6))},
+		{ndiscore.OperStatus("lowerLayerDown"), le(uint32(7))},
+		{ndiscore.OperStatus("what"), le(uint32(4))},
+		{ndiscore.PowerD3, le(uint32(4))},
+		{ndiscore.LinkState{Media: ndiscore.MediaConnected, Speed: 1e9},
+			le(header(40), uint32(1), uint32(0), uint32(0), uint64(1e9), uint64(1e9), uint32(4), uint32(0))},
+		{ndiscore.LinkState{Media: ndiscore.MediaDisconnected},
+			le(header(40), uint32(2), uint32(0), uint32(0), ^uint64(0), ^uint64(0), uint32(4), uint32(0))},
+		{ndiscore.Counters{
+			RxBytes: 60, TxBytes: 70,
+			RxDropped: map[string]uint64{"short": 1, "paused": 2}, TxDropped: map[string]uint64{"device-error": 4, "paused": 8},
+		}, le(header(152), uint32(0x8638), [18]uint64{0: 3, 1: 1, 2: 60, 6: 70, 10: 4, 11: 12})},
+	} {
+		buf := make([]byte, 256)
+		n, needed, err := ndiscore.EncodeOID(c.data, buf)
+		if err != nil || n != needed {
+			t.Errorf("%v: %d of %d, %v", c.data, n, needed, err)
+		}
+		if d := cmp.Diff(c.want, buf[:n]); d != "" {
+			t.Errorf("%T %v: %s", c.data, c.data, d)
+		}
+	}
+}
+
+// The permanent address is the one of Initialize's attributes, whatever the
+// address is now.
+func TestPermanentAddress(t *testing.T) {
+	m := nic("M", ndistest.AdapterOptions{})
+	b := newBench(t, ndiscore.Options{}, m)
+	p := ndistest.NewProtocol("P1", nil)
+	b.protocol(p, "M")
+	b.add("M")
+	b.start("M")
+	first := m.MAC()
+	m.Handle().IndicateStatus(ndiscore.AttributesChange{MAC: macB, Why: "test"})
+	for id, want := range map[ndiscore.OID]ndiscore.MAC{ndiscore.OID8023PermanentAddress: first, ndiscore.OID8023CurrentAddress: macB} {
+		req := &ndiscore.OIDRequest{ID: id, Kind: ndiscore.OIDQuery}
+		b.must(p.Binding("M").Request(b.ctx(), req))
+		if req.Data != want {
+			t.Errorf("%s: %v, want %s", id, req.Data, want)
 		}
 	}
 }
@@ -432,4 +495,8 @@ func TestFilterSetDuringReset(t *testing.T) {
 	}
 	req = ndiscore.OIDRequest{ID: ndiscore.OIDGenCurrentLookahead, Kind: ndiscore.OIDSet, Data: uint32(128)}
 	b.must(p.Binding("M").Request(b.ctx(), &req))
+	req.Data = "much"
+	if err := p.Binding("M").Request(b.ctx(), &req); !errors.Is(err, ndiscore.ErrInvalidData) {
+		t.Errorf("lookahead: %v", err)
+	}
 }

@@ -95,8 +95,11 @@ func TestStopWhileAwaiting(t *testing.T) {
 	b, _, m, _, _ := full(t, ndiscore.Options{}, ndistest.AdapterOptions{Device: true})
 	m.Vanish("pulled")
 	ndistest.Await(t, "waiting", func() bool { return ndistest.Info(t, b.core, "M").Waiting })
+	if i := ndistest.Info(t, b.core, "M"); i.Retrying || i.Link != (ndiscore.LinkState{}) {
+		t.Errorf("retrying %v, link %+v", i.Retrying, i.Link)
+	}
 	b.must(b.core.Stop(b.ctx(), "M", "test"))
-	if ndistest.Info(t, b.core, "M").Waiting {
+	if i := ndistest.Info(t, b.core, "M"); i.Waiting || i.Retrying {
 		t.Error("it still waits")
 	}
 	m.Appear()

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Suspend and resume (7.6, 7.7). Those above are told first, and the stack is
+// Suspend and resume (§7.6, §7.7). Those above are told first, and the stack is
 // paused downward; then a power-aware adapter puts its device to sleep, and any
 // other is halted with its bindings left in place. On the way back the device
 // comes first, then the restart upward, then the word that traffic may resume.
@@ -66,6 +66,11 @@ func (m *machine) fellAsleep(a *mAdapter) {
 	m.event(Event{What: "adapter.power", Adapter: a.name, From: PowerD0.String(), To: PowerD3.String(), Why: a.cause})
 }
 
+func (m *machine) awoke(a *mAdapter) {
+	a.asleep = false
+	m.event(Event{What: "adapter.power", Adapter: a.name, From: PowerD3.String(), To: PowerD0.String(), Why: a.cause})
+}
+
 // powered records that a power-aware device sleeps, or is awake, or would not.
 func (m *machine) powered(a *mAdapter, act *action, err error) {
 	switch {
@@ -81,9 +86,8 @@ func (m *machine) powered(a *mAdapter, act *action, err error) {
 			a.goal, a.cause = goalUp, err.Error()
 		}
 	case err == nil:
-		a.asleep = false
-		m.event(Event{What: "adapter.power", Adapter: a.name, From: PowerD3.String(), To: PowerD0.String(), Why: a.cause})
-	case a.goal == goalUp: // 7.7: what cannot be powered is removed
+		m.awoke(a)
+	case a.goal == goalUp: // §7.7: what cannot be powered is removed
 		m.event(Event{What: "adapter.power-failed", Adapter: a.name, To: PowerD0.String(), Why: err.Error()})
 		m.failed(a, err)
 		m.down(a, HaltDeviceFailed, event{why: err.Error()})

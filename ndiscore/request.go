@@ -33,12 +33,19 @@ func (s *slot) request(ctx context.Context, req *OIDRequest) error {
 		case req.Kind == OIDQuery && !row.query, req.Kind == OIDSet && !row.set:
 			return s.oidError(req, ErrNotSupported)
 		case req.ID == OIDGenCurrentLookahead: // whole frames are indicated, always
+			if _, ok := req.Data.(uint32); !ok {
+				return s.oidError(req, fmt.Errorf("%w: %T, and it takes a uint32", ErrInvalidData, req.Data))
+			}
 			return nil
 		case req.ID == OIDGenInterruptModeration: // there is none to set
 			return s.oidError(req, ErrInvalidData)
 		}
 	}
-	return s.ask(ctx, false, func() *OIDRequest { return req })
+	err := s.ask(ctx, false, func() *OIDRequest { return req })
+	if row != nil && errors.Is(err, ErrInvalidOID) { // O-3: it is known, and not there
+		return s.oidError(req, ErrNotSupported)
+	}
+	return err
 }
 
 // mayRequest says why no request may go to the adapter now; own are those of the

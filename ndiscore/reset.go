@@ -34,6 +34,7 @@ type resetHistory struct {
 	failed int         // in a row
 	now    bool        // one is under way
 	why    string      // what the newest is, or was, for
+	anew   bool        // none since the adapter was started
 }
 
 // pollResult is what one poll saw.
@@ -57,6 +58,7 @@ type task struct {
 	notice NetEvent
 	why    string
 	reply  int
+	op     eventKind // what was asked for
 }
 
 func (m *machine) reset(a *mAdapter, ev event) {
@@ -68,7 +70,7 @@ func (m *machine) reset(a *mAdapter, ev event) {
 	case a.resetPlanned():
 		m.reply(ev.reply, fmt.Errorf("adapter %s: reset: %w", a.name, ErrResetInProgress))
 	default:
-		a.tasks = append(a.tasks, task{kind: actReset, why: ev.why, reply: ev.reply})
+		a.tasks = append(a.tasks, task{kind: actReset, why: ev.why, reply: ev.reply, op: ev.kind})
 	}
 }
 
@@ -103,7 +105,7 @@ func (m *machine) query(a *mAdapter, ev event) {
 	case a.goal == goalDown || a.surprise:
 		m.reply(ev.reply, fmt.Errorf("adapter %s: query remove: %w: it is %s", a.name, ErrInvalidState, a.condition()))
 	default:
-		a.tasks = append(a.tasks, task{kind: actNotify, notice: notice, why: ev.why, reply: ev.reply})
+		a.tasks = append(a.tasks, task{kind: actNotify, notice: notice, why: ev.why, reply: ev.reply, op: ev.kind})
 	}
 }
 
@@ -119,7 +121,7 @@ func (m *machine) restrain(a *mAdapter, ev event) {
 		a.held = true
 	}
 	a.because(ev.why)
-	a.settling = append(a.settling, waiter{reply: ev.reply})
+	a.settling = append(a.settling, waiter{reply: ev.reply, op: ev.kind})
 }
 
 // because names the cause of what is done next to an adapter that stays where it
@@ -170,29 +172,37 @@ func (m *machine) endTask(a *mAdapter, err error) {
 	}
 }
 
-// overtaken is the answer to what something else came before.
-func (a *mAdapter) overtaken(why string) error {
-	return fmt.Errorf("adapter %s: %w: overtaken: %s", a.name, ErrInvalidState, why)
+// ending is the answer to an operation that is not carried out, by its name.
+type ending func(operation string) error
+
+// overtakenBy is the answer to what something else came before.
+func (a *mAdapter) overtakenBy(why string) ending {
+	return func(operation string) error {
+		return fmt.Errorf("adapter %s: %s: %w: overtaken: %s", a.name, operation, ErrInvalidState, why)
+	}
 }
+
+// whatever is err for every operation.
+func whatever(err error) ending { return func(string) error { return err } }
 
 // drop ends what was planned for an adapter that is to go down. Who waits for it
 // to settle is answered when it rests.
-func (m *machine) drop(a *mAdapter, err error) {
+func (m *machine) drop(a *mAdapter, end ending) {
 	for _, t := range a.tasks {
-		m.reply(t.reply, err)
+		m.reply(t.reply, end(t.op.operation()))
 	}
 	a.tasks, a.resets.now = nil, false
 }
 
 // forsake is drop for an adapter that will not rest: it is gone, or does not
 // answer.
-func (m *machine) forsake(a *mAdapter, err error) {
-	m.drop(a, err)
+func (m *machine) forsake(a *mAdapter, end ending) {
+	m.drop(a, end)
 	for _, w := range a.settling {
-		m.reply(w.reply, cmp.Or(w.err, err))
+		m.reply(w.reply, cmp.Or(w.err, end(w.op.operation())))
 	}
 	a.settling = nil
-	m.unstart(a, err)
+	m.unstart(a, end)
 }
 
 // notified records that those above have heard.
@@ -252,7 +262,7 @@ func (m *machine) polled(a *mAdapter, now pollResult) {
 // often or in vain (the documented use of NdisMRemoveMiniport).
 func (m *machine) resetDone(a *mAdapter, act *action, err error) {
 	h := &a.resets
-	h.now = false
+	h.now, h.anew = false, false
 	h.trim(m.now)
 	h.at = append(h.at, m.now)
 	result := "ok"
@@ -312,8 +322,11 @@ func (m *machine) derive(a *mAdapter) {
 	}
 	a.resets.trim(m.now)
 	h, why := Healthy, "no reset for "+resetWindow.String()
+	if a.resets.anew {
+		why = "started anew"
+	}
 	switch {
-	case a.stuck || a.state == StateHalted && a.lastHalt == HaltDeviceFailed:
+	case a.stuck || (a.state == StateHalted || a.state == StateInitializing) && a.lastHalt == HaltDeviceFailed:
 		h, why = Failed, a.cause
 	case a.resets.now && a.busy:
 		h, why = Resetting, a.resets.why
@@ -330,9 +343,24 @@ func (m *machine) derive(a *mAdapter) {
 	}
 }
 
-// condition is an adapter's state for people, who want to know of sleep too.
+// condition is an adapter's state for people, who want to know of sleep too,
+// and of what is being done to it.
 func (a *mAdapter) condition() string {
 	switch {
+	case a.goal == goalDown && a.forget:
+		return "being removed"
+	case a.goal == goalDown && a.halt == HaltDeviceStopped:
+		return "being stopped"
+	case a.goal == goalDown:
+		return "being halted: " + a.cause
+	case a.goal == goalPause:
+		return "being paused"
+	case a.goal == goalSleep:
+		return "being suspended"
+	case a.goal == goalUp && a.asleep:
+		return "being resumed"
+	case a.goal == goalUp && a.state == StatePaused && !a.held && !a.rests:
+		return "being started"
 	case a.asleep:
 		return "suspended"
 	case a.surprise:

@@ -1,5 +1,7 @@
 package ndiscore
 
+import "slices"
+
 // Status is an unsolicited notice that travels up from an adapter
 // (NDIS_STATUS_INDICATION). An adapter says LinkState, NetworkChange and
 // AttributesChange; ResetStart, ResetEnd and OperChange are the core's alone.
@@ -91,3 +93,12 @@ const (
 	OperDormant    OperStatus = "dormant"    // initialised and paused, or suspended
 	OperNotPresent OperStatus = "notPresent" // no device
 )
+
+// number is the state as RFC 2863 and NDIS number it (NET_IF_OPER_STATUS; the
+// first three are those of NET_IF_ADMIN_STATUS too).
+func (o OperStatus) number() uint32 {
+	if i := slices.Index([]OperStatus{OperUp, OperDown, "testing", "unknown", OperDormant, OperNotPresent, "lowerLayerDown"}, o); i >= 0 {
+		return uint32(i + 1)
+	}
+	return 4 // unknown
+}
