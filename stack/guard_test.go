@@ -92,6 +92,8 @@ func TestGuards(t *testing.T) {
 	rewrite(multicast, func(h []byte) { copy(h[16:], []byte{224, 0, 0, 1}) })
 	group := u4()
 	group.Head[6] |= 1
+	foreign := u4()
+	foreign.Head[5] ^= 1
 	zero := u4()
 	clear(zero.Head[6:12])
 	tagged := frameOf(append(append(append([]byte(nil), u4().Head[:12]...), 0x81, 0, 0, 5), u4().Head[12:]...))
@@ -123,6 +125,7 @@ func TestGuards(t *testing.T) {
 		{"llc", llc, ndiscore.DropUnknownNetwork, 0, nil},
 		{"lldp", lldp, ndiscore.DropUnknownNetwork, 0, nil},
 		{"group source", group, ndiscore.DropBadSource, 0, nil},
+		{"another station's", foreign, ndiscore.DropNotForUs, 0, nil},
 		{"zero source", zero, ndiscore.DropBadSource, 0, nil},
 		{"ttl 1", udp4(flow{ttl: 1, size: 10}), 0, classForward, func(v verdict) bool { return v.zeroTTL }},
 		{"ttl 1 for us", rewrite(echo4("10.1.0.2", "10.1.0.1", 10), func(h []byte) { h[8] = 1 }), 0, classLocal, func(v verdict) bool { return !v.zeroTTL }},

@@ -3,6 +3,7 @@ package stack
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ type NATFlow = nat.Flow
 // NATFilter selects flows of the router's NAT: those that match all that is set.
 // The zero value matches all.
 type NATFilter struct {
-	Interface string       // or the adapter, bundle or bridge that it stands on
+	Interface string       // or the adapter, bundle or bridge that it stands on or is bound to
 	Address   netip.Prefix // of anybody who takes part, before or after translation
 	Protocol  string       // "tcp", "udp", "icmp", "icmpv6", or a number
 }
@@ -124,20 +125,25 @@ func (t *sender) translate(e *nat.Edge) (lost int) {
 	return t.used - len(kept)
 }
 
-// NATFlows lists at most limit flows that x selects, all when limit is 0, in no
-// order. It is no picture of one moment: packets go on meanwhile. ErrNotFound when
-// there is no such interface.
-func (r *Router) NATFlows(x NATFilter, limit int) ([]NATFlow, error) {
+// NATFlows lists at most limit flows that x selects, all when limit is 0, and
+// counts all that it selects. They are in no order, and no picture of one moment:
+// packets go on meanwhile. ErrNotFound when there is no such interface.
+func (r *Router) NATFlows(x NATFilter, limit int) (flows []NATFlow, total int, err error) {
 	f, err := r.natFilter(x)
 	if err != nil {
-		return nil, fmt.Errorf("stack: list NAT flows: %w", err)
+		return nil, 0, fmt.Errorf("stack: list NAT flows: %w", err)
 	}
-	return r.nat.Flows(f, limit), nil
+	flows, total = r.nat.Flows(f, limit)
+	return flows, total, nil
 }
 
+// NATProtocol is the protocol that people write as s, "tcp" or 6, as NATFilter and
+// NATFlow have it.
+func NATProtocol(s string) (string, error) { return nat.ProtocolName(s) }
+
 // FlushNAT ends the flows that x selects and returns how many there were. It
-// raises "nat.flushed" with why if there were any. ErrNotFound when there is no
-// such interface.
+// raises "nat.flushed" with why for each interface that had some. ErrNotFound when
+// there is no such interface.
 func (r *Router) FlushNAT(x NATFilter, why string) (int, error) {
 	f, err := r.natFilter(x)
 	if err != nil {
@@ -158,10 +164,16 @@ func (r *Router) natFilter(x NATFilter) (nat.Filter, error) {
 			return f, nil
 		}
 	}
-	i := r.standsOnLocked(x.Interface)
-	if i == nil {
-		return f, fmt.Errorf("interface %s: %w", x.Interface, ndiscore.ErrNotFound)
+	var there []string
+	for _, i := range r.ifaces {
+		if i.config.On == x.Interface || i.port != nil && i.port.on == x.Interface {
+			f.Interface = i.name
+			return f, nil
+		}
+		there = append(there, fmt.Sprintf("%s (on %s)", i.name, i.config.On))
 	}
-	f.Interface = i.name
-	return f, nil
+	if there == nil {
+		return f, fmt.Errorf("interface %s: %w: the router has none", x.Interface, ndiscore.ErrNotFound)
+	}
+	return f, fmt.Errorf("interface %s: %w: there are %s", x.Interface, ndiscore.ErrNotFound, strings.Join(there, ", "))
 }

@@ -17,7 +17,7 @@ type Options struct {
 
 	// Event is told, from Tick and the flushing calls, what an operator should
 	// know: "nat.full" when flows begin to be refused, once until none has been for
-	// ten seconds; "nat.flushed". May be nil.
+	// ten seconds; "nat.flushed", for each interface and reason. May be nil.
 	Event func(what, iface, from, to, why string)
 }
 
@@ -168,6 +168,7 @@ type public struct {
 
 // forward is a Forward, ready.
 type forward struct {
+	name        string // as messages name it
 	proto       uint8
 	v6          bool
 	first, last uint16
@@ -194,6 +195,12 @@ func (t *Table) Configure(c Config) {
 	gone := t.own
 	t.own = map[hostAddr]bool{}
 	names := map[string]bool{}
+	before := map[*Edge][]forward{}
+	had := map[*Edge][2][]public{}
+	for _, e := range t.edges {
+		before[e] = e.forwards
+		had[e] = e.public
+	}
 	for _, n := range c.Interfaces {
 		for _, p := range n.Addresses {
 			a := hostAddr{numberOf(p.Addr()), p.Addr().Is6()}
@@ -212,32 +219,71 @@ func (t *Table) Configure(c Config) {
 			e.configure(&Interface{}, nil)
 			lost = append(lost, e)
 			delete(t.edges, name)
+			delete(had, e)
+		}
+	}
+	// Addresses that the router still has, but not on that interface.
+	moved := map[*Edge][]hostAddr{}
+	for e, was := range had {
+		for v, all := range was {
+			for _, p := range all {
+				if a := (hostAddr{p.addr, v == version(true)}); !gone[a] && !e.has(a.addr, a.v6) {
+					moved[e] = append(moved[e], a)
+				}
+			}
 		}
 	}
 	t.mu.Unlock()
 
 	for _, e := range lost {
-		t.flush(e, "it has no NAT any more", func(*flow) bool { return true })
+		t.flush(e, func(*flow) string { return "it has no NAT any more" })
 		t.mu.Lock()
 		t.byID[e.id] = nil
 		t.mu.Unlock()
 	}
 	for a := range gone {
-		t.flush(nil, fmt.Sprintf("the router has no address %s any more", a.netip(a.v6)), func(f *flow) bool { return f.has(a) })
+		why := fmt.Sprintf("the router has no address %s any more", a.netip(a.v6))
+		t.flush(nil, func(f *flow) string {
+			if f.has(a) {
+				return why
+			}
+			return ""
+		})
 	}
-	t.flush(nil, "it is not configured any more", func(f *flow) bool {
+	for e, all := range moved {
+		for _, a := range all {
+			why := fmt.Sprintf("interface %s has no address %s any more", e.name, a.netip(a.v6))
+			t.flush(e, func(f *flow) string {
+				if f.has(a) {
+					return why
+				}
+				return ""
+			})
+		}
+	}
+	t.flush(nil, func(f *flow) string {
 		n := &f.node[0]
 		e := t.byID[n.edge]
 		switch f.kind {
 		case flowMasquerade:
-			return !e.masq[version(n.side.v6())]
+			if v := version(n.side.v6()); !e.masq[v] {
+				return masqueradeKeys[v] + " is not configured any more"
+			}
 		case flowForward, flowHairpin:
-			to, port, ok := e.forward(&n.tuple)
-			return !ok || to != f.node[1].src || port != f.node[1].sport
+			if to, port, ok := e.forward(&n.tuple); ok && to == f.node[1].src && port == f.node[1].sport {
+				return ""
+			}
+			if was := published(before[e], &n.tuple); was != nil {
+				return "forward " + was.name + " is not configured any more"
+			}
+			return "its forward is not configured any more"
 		}
-		return false
+		return ""
 	})
 }
+
+// masqueradeKeys are what the configuration calls it, for IPv4 and IPv6.
+var masqueradeKeys = [2]string{"masquerade", "masquerade6"}
 
 // edge is the edge called name, made when there is none.
 func (t *Table) edge(name string) *Edge {
@@ -269,7 +315,7 @@ func (e *Edge) configure(n *Interface, forwards []Forward) {
 	reserved := map[uint8][]PortRange{}
 	for _, f := range forwards {
 		e.forwards = append(e.forwards, forward{
-			proto: f.proto(), v6: f.To.Addr().Is6(), first: f.Ports.First, last: f.Ports.Last,
+			name: f.String() + " to " + f.To.String(), proto: f.proto(), v6: f.To.Addr().Is6(), first: f.Ports.First, last: f.Ports.Last,
 			to: numberOf(f.To.Addr()), port: f.To.Port(),
 		})
 		reserved[f.proto()] = append(reserved[f.proto()], f.Ports)
@@ -296,23 +342,32 @@ func (f forward) order(proto uint8, v6 bool, port uint16) int {
 
 // forward is where packets of k are published to, if they are.
 func (e *Edge) forward(k *tuple) (to addr, port uint16, ok bool) {
-	lo, hi := 0, len(e.forwards) // the last that begins at the port or before it is at lo-1
+	f := published(e.forwards, k)
+	if f == nil {
+		return addr{}, 0, false
+	}
+	return f.to, f.port + (k.dport - f.first), true
+}
+
+// published is the one of forwards that packets of k are for, or nil.
+func published(forwards []forward, k *tuple) *forward {
+	lo, hi := 0, len(forwards) // the last that begins at the port or before it is at lo-1
 	for lo < hi {
 		m := (lo + hi) / 2
-		if e.forwards[m].order(k.proto, k.side.v6(), k.dport) <= 0 {
+		if forwards[m].order(k.proto, k.side.v6(), k.dport) <= 0 {
 			lo = m + 1
 		} else {
 			hi = m
 		}
 	}
 	if lo == 0 {
-		return addr{}, 0, false
+		return nil
 	}
-	f := &e.forwards[lo-1]
+	f := &forwards[lo-1]
 	if f.proto != k.proto || f.v6 != k.side.v6() || k.dport > f.last {
-		return addr{}, 0, false
+		return nil
 	}
-	return f.to, f.port + (k.dport - f.first), true
+	return f
 }
 
 // address is the public address for flows to dst: the one in dst's own network,

@@ -51,9 +51,9 @@
 //   - ICMP errors: with the packet that they quote, as far as it is quoted.
 //   - Other protocols (GRE, ESP, SCTP …): the addresses, if only one host inside
 //     talks it with the same host outside. A second one is refused (DropNATState).
-//   - Fragments: the later ones follow the first. Those that come before it are
-//     lost (DropFragment); their sender's protocol sends them again. The
-//     identification is not changed.
+//   - Fragments: the later ones follow the first, and count for its flow. Those that
+//     come before it are lost (DropFragment) if they might have to be translated;
+//     their sender's protocol sends them again. The identification is not changed.
 //   - Not at all: other ICMP, link-local and multicast packets, IPv6 with a routing
 //     header that is not done. What a host inside sends of the latter is refused.
 //

@@ -9,7 +9,9 @@ const fragmentLife = 30 * time.Second
 // fragment is what became of the first fragment of a packet, for the others.
 type fragment struct {
 	key     tuple // see fragKey
+	from    tuple // the first one's own
 	to      tuple // what the addresses become
+	known   bool  // there was a flow of from
 	changed bool
 	expires time.Duration
 }
@@ -31,14 +33,16 @@ func (t *fragments) init(n int) {
 func fragKey(p *header) tuple {
 	k := p.tuple
 	k.sport, k.dport = uint16(p.id>>16), uint16(p.id)
+	k.side &^= sideAnswer
 	if k.side.v6() {
 		k.proto = 0 // each fragment may say something else
 	}
 	return k
 }
 
-// put remembers that the packet p, a first fragment, became one of to.
-func (t *fragments) put(p *header, to *tuple, changed bool, now time.Duration) {
+// put remembers that the packet p, a first fragment, known if it is of a flow, became
+// one of to.
+func (t *fragments) put(p *header, to *tuple, known bool, now time.Duration) {
 	k := fragKey(p)
 	i, ok := t.by[k]
 	if !ok {
@@ -48,7 +52,7 @@ func (t *fragments) put(p *header, to *tuple, changed bool, now time.Duration) {
 		delete(t.by, t.ring[i].key)
 		t.by[k] = i
 	}
-	t.ring[i] = fragment{key: k, to: *to, changed: changed, expires: now + fragmentLife}
+	t.ring[i] = fragment{key: k, from: p.tuple, to: *to, known: known, changed: *to != p.tuple, expires: now + fragmentLife}
 }
 
 // get is what became of the first fragment of the packet that p is a later one of.

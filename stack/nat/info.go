@@ -72,6 +72,19 @@ func (f *flow) has(a hostAddr) bool {
 	return false
 }
 
+// ProtocolName is the protocol that people write as s, "tcp" or 6, as Flow has it.
+func ProtocolName(s string) (string, error) {
+	switch s {
+	case "tcp", "udp", "icmp", "icmpv6":
+		return s, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 8)
+	if err != nil {
+		return "", fmt.Errorf("protocol %.20q: not tcp, udp, icmp, icmpv6 or a number up to 255", s)
+	}
+	return protocolName(uint8(n)), nil
+}
+
 func protocolName(p uint8) string {
 	switch p {
 	case protoTCP:
@@ -86,10 +99,10 @@ func protocolName(p uint8) string {
 	return strconv.Itoa(int(p))
 }
 
-// each calls f for each flow of the edge, or of all when it is nil, until f returns
-// false. It lets packets through in between, so that what it shows is of no one
-// moment. f may remove the flow.
-func (t *Table) each(e *Edge, f func(*flow) bool) {
+// each calls f for each flow of the edge, or of all when it is nil. It lets packets
+// through in between, so that what it shows is of no one moment. f may remove the
+// flow.
+func (t *Table) each(e *Edge, f func(*flow)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for c := 0; c < len(t.chunks); c++ {
@@ -100,25 +113,27 @@ func (t *Table) each(e *Edge, f func(*flow) bool) {
 				t.mu.Lock()
 			}
 			n := &flows[i].node[0]
-			if n.flow != nil && (e == nil || n.edge == e.id) && !f(n.flow) {
-				return
+			if n.flow != nil && (e == nil || n.edge == e.id) {
+				f(n.flow)
 			}
 		}
 	}
 }
 
-// Flows lists at most limit flows that x selects, all when limit is 0, in no
-// order.
-func (t *Table) Flows(x Filter, limit int) []Flow {
+// Flows lists at most limit flows that x selects, all when limit is 0, and counts
+// all that it selects. They are in no order.
+func (t *Table) Flows(x Filter, limit int) (out []Flow, total int) {
 	var e *Edge
 	if x.Interface != "" {
 		if e = t.Edge(x.Interface); e == nil {
-			return nil
+			return nil, 0
 		}
 	}
-	var out []Flow
-	t.each(e, func(f *flow) bool {
-		if f.expires > t.now && x.match(f) {
+	t.each(e, func(f *flow) {
+		if f.expires <= t.now || !x.match(f) {
+			return
+		}
+		if total++; limit == 0 || total <= limit {
 			n := &f.node[0]
 			out = append(out, Flow{
 				Interface: t.byID[n.edge].name, Protocol: protocolName(n.proto), Kind: flowKindNames[f.kind], State: f.state.String(),
@@ -127,9 +142,8 @@ func (t *Table) Flows(x Filter, limit int) []Flow {
 				Age: t.now - f.born, Expires: f.expires - t.now,
 			})
 		}
-		return limit == 0 || len(out) < limit
 	})
-	return out
+	return out, total
 }
 
 // Flush ends the flows that x selects and returns how many there were. What comes
@@ -141,28 +155,45 @@ func (t *Table) Flush(x Filter, why string) int {
 			return 0
 		}
 	}
-	return t.flush(e, why, x.match)
+	return t.flush(e, func(f *flow) string {
+		if x.match(f) {
+			return why
+		}
+		return ""
+	})
 }
 
-// flush ends the flows that which selects, of e or of all edges.
-func (t *Table) flush(e *Edge, why string, which func(*flow) bool) int {
+// flush ends the flows, of e or of all edges, for which why knows a reason, and
+// tells how many it were of each interface for each reason.
+func (t *Table) flush(e *Edge, why func(*flow) string) int {
+	type cause struct{ iface, why string }
+	var order []cause
+	count := map[cause]int{}
 	n := 0
-	t.each(e, func(f *flow) bool {
-		if which(f) {
-			t.remove(f)
-			t.stats.flushed++
-			n++
+	t.each(e, func(f *flow) {
+		w := why(f)
+		if w == "" {
+			return
 		}
-		return true
+		c := cause{t.byID[f.node[0].edge].name, w}
+		if count[c]++; count[c] == 1 {
+			order = append(order, c)
+		}
+		t.remove(f)
+		t.stats.flushed++
+		n++
 	})
-	name := ""
-	if e != nil {
-		name = e.name
-	}
-	if n > 0 {
-		t.event("nat.flushed", name, "", fmt.Sprintf("%d flows", n), why)
+	for _, c := range order {
+		t.event("nat.flushed", c.iface, "", flows(count[c]), c.why)
 	}
 	return n
+}
+
+func flows(n int) string {
+	if n == 1 {
+		return "1 flow"
+	}
+	return fmt.Sprintf("%d flows", n)
 }
 
 // Stats are the table's counters. Their names are stable.

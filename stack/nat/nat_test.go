@@ -67,6 +67,12 @@ func newWorld(t rapid.TB, l Limits, c Config) *world {
 	return w
 }
 
+// Flows is the table's, without the count.
+func (w *world) Flows(x Filter, limit int) []Flow {
+	fs, _ := w.Table.Flows(x, limit)
+	return fs
+}
+
 func (w *world) pass(d time.Duration) {
 	w.clock = w.clock.Add(d)
 	w.Tick(w.clock)

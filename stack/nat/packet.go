@@ -48,7 +48,8 @@ func (a addr) special(v6 bool) bool {
 // table.
 //
 // An ICMP query has its identifier as the port of the side that asks, and its
-// type as the port of the side that answers. A protocol without ports has none.
+// type as the port of the side that answers; sideAnswer tells the two apart when
+// those are the same number. A protocol without ports has none.
 type tuple struct {
 	src, dst     addr
 	sport, dport uint16
@@ -57,18 +58,23 @@ type tuple struct {
 	side         side
 }
 
-// side is where a packet is seen, and the version of IP.
+// side is where a packet is seen, the version of IP, and what else tells one direction
+// from the other.
 type side uint8
 
 const (
-	sideV6  side = 1 << iota
-	sideOut      // as it comes to an edge to be sent out of it, before translation; else: as it comes in
+	sideV6     side = 1 << iota
+	sideOut         // as it comes to an edge to be sent out of it, before translation; else: as it comes in
+	sideAnswer      // it answers an ICMP query
 )
 
 func (s side) v6() bool { return s&sideV6 != 0 }
 
 // answer is the tuple of a packet that answers one of t, at the other side s.
 func (t *tuple) answer(s side) tuple {
+	if t.proto == protoICMP || t.proto == protoICMPv6 {
+		s |= ^t.side & sideAnswer
+	}
 	return tuple{src: t.dst, dst: t.src, sport: t.dport, dport: t.sport, edge: t.edge, proto: t.proto, side: t.side&sideV6 | s}
 }
 
@@ -281,6 +287,7 @@ func (p *header) icmp(b []byte, quoted bool) {
 		p.sport, p.dport = binary.BigEndian.Uint16(b[4:]), query
 		if p.reply {
 			p.sport, p.dport = p.dport, p.sport
+			p.side |= sideAnswer
 		}
 	case kindError:
 		p.quote = p.l4 + icmpLen

@@ -106,3 +106,22 @@ func (t *Table) stepOther(f *flow, dir int) (state, time.Duration) {
 	}
 	return s, l.UDP
 }
+
+// life is how long f lives in the state that it is in, from a packet that does not
+// change it; 0 leaves its end as it is.
+func (t *Table) life(f *flow) time.Duration {
+	l := &t.limits
+	switch p := f.node[0].proto; {
+	case f.state == tcpClosing || f.state == tcpReset:
+		return 0
+	case f.state == tcpEstablished:
+		return l.TCP
+	case p == protoTCP:
+		return l.TCPTransitory
+	case p == protoICMP || p == protoICMPv6:
+		return l.ICMP
+	case f.state == stateStream:
+		return l.UDPStream
+	}
+	return l.UDP
+}

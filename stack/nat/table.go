@@ -125,6 +125,7 @@ type fullness struct {
 	edge   *Edge
 	dest   dest
 	ports  bool // it was the ports that ran out
+	share  bool // what may be begun outside was used up, not all
 	news   bool // not told yet
 	inside bool // an episode: told, and not over yet
 }
@@ -313,12 +314,18 @@ func (t *Table) remove(f *flow) {
 
 // touch counts a packet of f and moves its state and its end.
 func (t *Table) touch(n *node, p *header) {
+	s, life := t.step(n.flow, n.dir, p.flags)
+	t.note(n, p, s, life)
+}
+
+// note counts a packet of n's flow, which is in state s from now on and ends after
+// life without another, or when it would have if life is 0.
+func (t *Table) note(n *node, p *header, s state, life time.Duration) {
 	f := n.flow
 	f.packets[n.dir]++
 	f.bytes[n.dir] += uint64(p.total)
 	moved := f.seen != t.now
 	f.seen = t.now
-	s, life := t.step(f, n.dir, p.flags)
 	f.state = s
 	if life != 0 {
 		sooner := t.now+life < f.expires
@@ -446,6 +453,7 @@ func (t *Table) refused(e *Edge, ports bool, d dest) {
 	t.full.last = t.now
 	if !t.full.inside && !t.full.news {
 		t.full.news, t.full.edge, t.full.ports, t.full.dest = true, e, ports, d
+		t.full.share = t.live < t.limits.Flows
 	}
 }
 
@@ -463,8 +471,18 @@ func (t *Table) fullNews() (iface, why string) {
 		return "", ""
 	}
 	u.news, u.inside = false, true
-	if u.ports {
-		return u.edge.name, fmt.Sprintf("all ports of %s to %s port %d are in use", u.dest.pub.netip(u.dest.v6), u.dest.remote.netip(u.dest.v6), u.dest.port)
+	const limit = "none of them can be given up; raise flows in [nat], or end some by nat flush"
+	switch d := &u.dest; {
+	case u.ports:
+		remote := d.remote.netip(d.v6)
+		all, at := "ports", fmt.Sprintf(" port %d", d.port)
+		if d.proto == protoICMP || d.proto == protoICMPv6 {
+			all, at = "identifiers", ""
+		}
+		return u.edge.name, fmt.Sprintf("all %s %s of %s to %s%s are in use; nat list --address %[4]s shows by whom",
+			protocolName(d.proto), all, d.pub.netip(d.v6), remote, at)
+	case u.share:
+		return u.edge.name, fmt.Sprintf("%s begun outside, which get seven eighths of %d, and %s", flows(t.outside), t.limits.Flows, limit)
 	}
-	return u.edge.name, fmt.Sprintf("%d flows, and none that could be given up", t.live)
+	return u.edge.name, fmt.Sprintf("%s of at most %d, and %s", flows(t.live), t.limits.Flows, limit)
 }

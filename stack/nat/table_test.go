@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +88,73 @@ func TestStates(t *testing.T) {
 			if f := w.Flows(Filter{}, 0)[0]; f.State != x.state || f.Expires != x.left*time.Second {
 				t.Errorf("%+v, want %+v", f, x)
 			}
+		}
+	})
+}
+
+// TestRegressionPortReuse: a connection that is over is opened again with the same
+// five numbers (RFC 5382 REQ-5 and TIME-WAIT, RFC 6191), sooner than its flow has
+// run out. The same flow serves it, as one that is no longer given up once it is
+// established; what is late of the old one does not open it, and nobody else gets
+// its port.
+func TestRegressionPortReuse(t *testing.T) {
+	both(t, func(t *testing.T, client, server, public netip.Addr) {
+		c, s, p := ap(client, 4000), ap(server, 80), ap(public, 4000)
+		for name, x := range map[string]struct {
+			end        func(out, in func(flags uint8)) // of an established connection
+			over       string                          // its state then
+			fromServer bool                            // who opens it again
+		}{
+			"closed":                    {func(out, in func(uint8)) { out(flagFIN | flagACK); in(flagFIN | flagACK); out(flagACK) }, "closing", false},
+			"closed by the server":      {func(out, in func(uint8)) { in(flagFIN | flagACK); out(flagFIN | flagACK); in(flagACK) }, "closing", false},
+			"closed, opened by server":  {func(out, in func(uint8)) { out(flagFIN | flagACK); in(flagFIN | flagACK); out(flagACK) }, "closing", true},
+			"reset":                     {func(out, _ func(uint8)) { out(flagRST) }, "reset", false},
+			"reset by the server":       {func(_, in func(uint8)) { in(flagRST | flagACK) }, "reset", false},
+			"reset after it was closed": {func(out, in func(uint8)) { out(flagFIN | flagACK); in(flagFIN | flagACK); out(flagRST) }, "closing", false},
+		} {
+			t.Run(name, func(t *testing.T) {
+				w := newWorld(t, Limits{}, testConfig())
+				out := func(flags uint8) { is(t, w.mustOut(t, tcp(c, s, flags).frame()), p, s) }
+				in := func(flags uint8) { is(t, w.mustIn(t, tcp(s, p, flags).frame(), false), s, c) }
+				state := func(want string, left time.Duration) {
+					t.Helper()
+					fs := w.Flows(Filter{Address: netip.PrefixFrom(client, client.BitLen())}, 0)
+					if len(fs) != 1 || fs[0].State != want || fs[0].Expires != left {
+						t.Fatalf("%+v, want one flow that is %s for %s", fs, want, left)
+					}
+				}
+				first, second := out, in
+				if x.fromServer {
+					first, second = in, out
+				}
+				establish(t, w, c, s)
+				for range 3 { // and again
+					x.end(out, in)
+					state(x.over, 240*time.Second)
+					w.pass(100 * time.Second)
+					out(flagACK) // late
+					state(x.over, 140*time.Second)
+					first(flagSYN)
+					state("syn-sent", 240*time.Second)
+					second(flagSYN | flagACK)
+					first(flagACK)
+					state("established", 7440*time.Second)
+					if w.weak[listInside].oldest != nil {
+						t.Fatal("the new connection would be given up")
+					}
+				}
+				x.end(out, in)
+				other := mustEnds(t, w.mustOut(t, tcp(ap(client.Next(), 4000), s, flagSYN).frame()))
+				if other == p {
+					t.Error("somebody else has its port")
+				}
+				if n := w.Stats(); n["created"] != 2 {
+					t.Errorf("%d flows were made", n["created"])
+				}
+				w.pass(241 * time.Second) // now it has run out
+				out(flagSYN)
+				state("syn-sent", 240*time.Second)
+			})
 		}
 	})
 }
@@ -184,7 +252,7 @@ func TestOneDestination(t *testing.T) {
 		}
 		w.pass(10 * time.Millisecond)
 	}
-	if len(w.events) != 1 || w.events[0] != "nat.full wan : all ports of 203.0.113.1 to 192.0.2.9 port 53 are in use" {
+	if len(w.events) != 1 || w.events[0] != "nat.full wan : all udp ports of 203.0.113.1 to 192.0.2.9 port 53 are in use; nat list --address 192.0.2.9 shows by whom" {
 		t.Errorf("%q", w.events)
 	}
 	// To others there is room.
@@ -241,7 +309,7 @@ func TestFull(t *testing.T) {
 	w.out(udp(ap(client4, 1), s).frame())
 	w.pass(time.Second)
 	full := slices.DeleteFunc(slices.Clone(w.events), func(e string) bool { return e[:8] != "nat.full" })
-	if len(full) != 2 || full[1] != "nat.full wan : 100 flows, and none that could be given up" {
+	if len(full) != 2 || full[1] != "nat.full wan : 100 flows of at most 100, and none of them can be given up; raise flows in [nat], or end some by nat flush" {
 		t.Errorf("%q", w.events)
 	}
 	if n := w.Stats(); n["evicted"] != 1 || n["flows"] != 100 {
@@ -272,6 +340,11 @@ func TestOutsideFills(t *testing.T) {
 	if _, why := w.out(tcp(ap(other4, 5), ap(server4, 80), flagSYN).frame()); why != ndiscore.DropNATFull {
 		t.Error(why)
 	}
+	// The first to be refused was one outside, while there was room.
+	w.pass(time.Second)
+	if len(w.events) != 1 || !strings.HasPrefix(w.events[0], "nat.full wan : 70 flows begun outside, which get seven eighths of 80, and") {
+		t.Errorf("%q", w.events)
+	}
 }
 
 func TestListAndFlush(t *testing.T) {
@@ -301,8 +374,13 @@ func TestListAndFlush(t *testing.T) {
 	if fs[i] != want {
 		t.Errorf("got  %+v\nwant %+v", fs[i], want)
 	}
-	if n := len(w.Flows(Filter{}, 2)); n != 2 {
-		t.Errorf("%d of two", n)
+	for _, x := range []struct {
+		f                  Filter
+		limit, list, total int
+	}{{Filter{}, 2, 2, 5}, {Filter{}, 0, 5, 5}, {Filter{Protocol: "udp"}, 1, 1, 3}, {Filter{Protocol: "udp", Interface: "wan2"}, 1, 1, 1}, {Filter{Interface: "lan"}, 1, 0, 0}} {
+		if fs, total := w.Table.Flows(x.f, x.limit); len(fs) != x.list || total != x.total {
+			t.Errorf("%+v: %d listed of %d", x, len(fs), total)
+		}
 	}
 	for _, x := range []struct {
 		f Filter
@@ -315,7 +393,7 @@ func TestListAndFlush(t *testing.T) {
 			t.Errorf("%+v: %d flushed, want %d", x.f, n, x.n)
 		}
 	}
-	if len(w.events) != 4 || w.events[0] != "nat.flushed wan2 1 flows: test" {
+	if len(w.events) != 4 || w.events[0] != "nat.flushed wan2 1 flow: test" {
 		t.Errorf("%q", w.events)
 	}
 }
@@ -327,15 +405,19 @@ func TestConfigure(t *testing.T) {
 	for name, x := range map[string]struct {
 		change func(*Config)
 		gone   int
+		told   string
 	}{
-		"nothing":       {func(*Config) {}, 0},
-		"address":       {func(c *Config) { c.Interfaces[1].Addresses = prefixes("203.0.113.2/24", "2001:db8::1/64") }, 3},
-		"forward":       {func(c *Config) { c.Forwards = c.Forwards[1:] }, 1},
-		"forward moved": {func(c *Config) { c.Forwards[0].To = ap(client4, 8081) }, 1},
-		"masquerade":    {func(c *Config) { c.Interfaces[1].Masquerade = false }, 2},
-		"masquerade6":   {func(c *Config) { c.Interfaces[1].Masquerade6 = false }, 1},
-		"edge":          {func(c *Config) { c.Interfaces[2].Masquerade, c.Forwards = false, c.Forwards[:1] }, 1},
-		"interface":     {func(c *Config) { c.Interfaces, c.Forwards = c.Interfaces[:2], c.Forwards[:1] }, 1},
+		"nothing": {func(*Config) {}, 0, ""},
+		"address": {func(c *Config) { c.Interfaces[1].Addresses = prefixes("203.0.113.2/24", "2001:db8::1/64") }, 3, "wan 3 flows: the router has no address 203.0.113.1 any more"},
+		"address moved": {func(c *Config) {
+			c.Interfaces[1].Addresses, c.Interfaces[2].Addresses = prefixes("203.0.113.2/24", "2001:db8::1/64"), prefixes("198.51.100.1/24", "203.0.113.1/24")
+		}, 3, "wan 3 flows: interface wan has no address 203.0.113.1 any more"},
+		"forward":       {func(c *Config) { c.Forwards = c.Forwards[1:] }, 1, "wan 1 flow: forward wan tcp ports 80-81 to 10.0.0.5:8080 is not configured any more"},
+		"forward moved": {func(c *Config) { c.Forwards[0].To = ap(client4, 8081) }, 1, "wan 1 flow: forward wan tcp ports 80-81 to 10.0.0.5:8080 is not configured any more"},
+		"masquerade":    {func(c *Config) { c.Interfaces[1].Masquerade = false }, 2, "wan 2 flows: masquerade is not configured any more"},
+		"masquerade6":   {func(c *Config) { c.Interfaces[1].Masquerade6 = false }, 1, "wan 1 flow: masquerade6 is not configured any more"},
+		"edge":          {func(c *Config) { c.Interfaces[2].Masquerade, c.Forwards = false, c.Forwards[:1] }, 1, "wan2 1 flow: it has no NAT any more"},
+		"interface":     {func(c *Config) { c.Interfaces, c.Forwards = c.Interfaces[:2], c.Forwards[:1] }, 1, "wan2 1 flow: it has no NAT any more"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := full
@@ -357,6 +439,9 @@ func TestConfigure(t *testing.T) {
 			w.Configure(c)
 			if n := w.Stats()["flushed"]; int(n) != x.gone {
 				t.Errorf("%d flows flushed, want %d: %q", n, x.gone, w.events)
+			}
+			if x.told != "" && !slices.Equal(w.events, []string{"nat.flushed " + x.told}) || x.told == "" && w.events != nil {
+				t.Errorf("%q, want %q", w.events, x.told)
 			}
 			if e := w.Edge("wan2"); e != edge && e != nil {
 				t.Error("another edge for the same interface")

@@ -1,6 +1,10 @@
 package nat
 
-import "github.com/seed-b14e907b/vswitch/ndiscore"
+import (
+	"slices"
+
+	"github.com/seed-b14e907b/vswitch/ndiscore"
+)
 
 // Out translates untagged Ethernet frames that are about to leave by e, in place:
 // their heads must be the caller's own. why[i] becomes the reason for which
@@ -45,10 +49,15 @@ func (t *Table) out(e *Edge, h []byte, open int) ndiscore.DropReason {
 	case kindLater:
 		g := t.frags.get(&p, t.now)
 		if g == nil {
+			if !e.needsFirstOut(&p) {
+				return ndiscore.DropNone
+			}
 			return t.dropFirst()
 		}
+		t.touchLater(g, &p)
 		if g.changed {
 			p.rewrite(h, &g.to, false, 0)
+			t.stats.translatedOut++
 		}
 		return ndiscore.DropNone
 	case kindError:
@@ -76,7 +85,7 @@ func (t *Table) out(e *Edge, h []byte, open int) ndiscore.DropReason {
 	t.touch(n, &p)
 	to := t.translated(n)
 	changed := to != p.tuple
-	t.first(&p, &to, changed)
+	t.first(&p, &to, true)
 	if changed {
 		p.rewrite(h, &to, open == p.l4, 0)
 		t.stats.translatedOut++
@@ -112,11 +121,45 @@ func (t *Table) translated(n *node) tuple {
 	return to
 }
 
-// first remembers for the later fragments of p what became of the first.
-func (t *Table) first(p *header, to *tuple, changed bool) {
+// first remembers for the later fragments of p what became of the first, known if it
+// is of a flow.
+func (t *Table) first(p *header, to *tuple, known bool) {
 	if p.first {
-		t.frags.put(p, to, changed, t.now)
+		t.frags.put(p, to, known, t.now)
 	}
+}
+
+// touchLater counts a later fragment for the flow of the first, g.
+func (t *Table) touchLater(g *fragment, p *header) {
+	if !g.known {
+		return
+	}
+	if n := t.alive(&g.from); n != nil {
+		// It brings no news of the state: it may have been overtaken.
+		t.note(n, p, n.flow.state, t.life(n.flow))
+	}
+}
+
+// needsFirstOut reports whether p, a later fragment that is about to leave by e, might
+// have to be translated, so that it must not leave before the first is known.
+func (e *Edge) needsFirstOut(p *header) bool {
+	v6 := p.side.v6()
+	if e.masq[version(v6)] {
+		return !e.has(p.src, v6) // its own address stays
+	}
+	return slices.ContainsFunc(e.forwards, func(f forward) bool { return f.v6 == v6 && f.to == p.src })
+}
+
+// needsFirstIn reports the same of one that came for an address of e by the edge by.
+// What comes from inside is for the router unless a port is published: nobody
+// there answers what e has translated.
+func (e *Edge) needsFirstIn(p *header, by *Edge) bool {
+	v6 := p.side.v6()
+	if by != nil && e.masq[version(v6)] {
+		return true
+	}
+	// In IPv6 the protocol is the first fragment's to say.
+	return slices.ContainsFunc(e.forwards, func(f forward) bool { return f.v6 == v6 && (v6 || f.proto == p.proto) })
 }
 
 func (t *Table) dropFirst() ndiscore.DropReason {
@@ -267,13 +310,18 @@ func (e *Edge) In(f *ndiscore.Frame, by *Edge, c *Copy) (*ndiscore.Frame, ndisco
 	case kindLater:
 		g := t.frags.get(&p, t.now)
 		if g == nil {
+			if !e.needsFirstIn(&p, by) {
+				return f, ndiscore.DropNone
+			}
 			return f, t.dropFirst()
 		}
+		t.touchLater(g, &p)
 		if !g.changed {
 			return f, ndiscore.DropNone
 		}
 		d := c.of(f, ethernet+p.l4)
 		p.rewrite(d.Head[ethernet:], &g.to, false, 0)
+		t.stats.translatedIn++
 		return d, ndiscore.DropNone
 	}
 	n := t.alive(&p.tuple)
@@ -291,7 +339,7 @@ func (e *Edge) In(f *ndiscore.Frame, by *Edge, c *Copy) (*ndiscore.Frame, ndisco
 	t.touch(n, &p)
 	to := t.translated(n)
 	changed := to != p.tuple
-	t.first(&p, &to, changed)
+	t.first(&p, &to, true)
 	if !changed {
 		return f, ndiscore.DropNone
 	}

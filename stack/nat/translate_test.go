@@ -64,6 +64,29 @@ func TestMasquerade(t *testing.T) {
 			x.src = ap(server, 4000)
 			same(t, w.mustIn(t, x.frame(), false), x.frame())
 		})
+		t.Run("their ping", func(t *testing.T) {
+			// Its identifier is the type of ours: what tells a question from an answer
+			// must not be the numbers.
+			for _, typ := range []uint8{echo(c, c, false).typ, 13} {
+				if client.Is6() && typ == 13 {
+					continue
+				}
+				w := newWorld(t, Limits{}, testConfig())
+				ask := func(src, dst netip.Addr) *ndiscore.Frame {
+					q := echo(ap(src, uint16(typ)), ap(dst, 0), false)
+					q.typ = typ
+					return q.frame()
+				}
+				same(t, w.mustOut(t, ask(client, server)), ask(public, server))
+				x := ask(server, public)
+				same(t, w.mustIn(t, x, false), x)
+				if typ == 13 {
+					continue // what answers it is not made by echo
+				}
+				answer := func(dst netip.Addr) *ndiscore.Frame { return echo(ap(server, 0), ap(dst, uint16(typ)), true).frame() }
+				same(t, w.mustIn(t, answer(public), false), answer(client))
+			}
+		})
 		t.Run("other protocol", func(t *testing.T) {
 			w := newWorld(t, Limits{}, testConfig())
 			gre := func(a, b netip.Addr) *ndiscore.Frame {
@@ -302,6 +325,9 @@ func TestErrors(t *testing.T) {
 				}
 				e := w.mustIn(t, icmpError(hop, public, big, 4, 1280, seen, len(seen)), false)
 				same(t, e, icmpError(hop, client, big, 4, 1280, sent, len(sent)))
+				if n := w.Stats(); n["errors.in"] != 7 || n["errors.out"] != 0 {
+					t.Errorf("counted: %v", n)
+				}
 				w.stateIsUnchanged(t)
 			})
 		}
@@ -314,6 +340,9 @@ func TestErrors(t *testing.T) {
 			for from, as := range map[netip.Addr]netip.Addr{client: public, client.Next(): public, public: public, router: router} {
 				e := w.mustOut(t, icmpError(from, server, unreach, 3, 0, got, len(got)))
 				same(t, e, icmpError(as, server, unreach, 3, 0, want, len(want)))
+			}
+			if n := w.Stats(); n["errors.out"] != 4 || n["errors.in"] != 0 {
+				t.Errorf("counted: %v", n)
 			}
 		})
 		t.Run("strangers", func(t *testing.T) {
@@ -401,6 +430,106 @@ func TestFragments(t *testing.T) {
 		}
 		if got := w.Stats()["dropped.fragments"]; got != uint64(len(late)-1+3) {
 			t.Errorf("%d counted", got)
+		}
+	})
+}
+
+// TestFragmentsOfOthers: what NAT has nothing to do with may come in any order.
+func TestFragmentsOfOthers(t *testing.T) {
+	both(t, func(t *testing.T, client, server, public netip.Addr) {
+		only := func(masquerade bool, fw ...Forward) *world {
+			c := testConfig(append(fw, Forward{"wan", "tcp", PortRange{80, 80}, ap(client.Next(), 80)})...)
+			c.Interfaces[1].Masquerade, c.Interfaces[1].Masquerade6 = masquerade && client.Is4(), masquerade && client.Is6()
+			return newWorld(t, Limits{}, c)
+		}
+		later := func(src, dst netip.Addr, proto uint8) *ndiscore.Frame {
+			return pkt{proto: proto, src: ap(src, 1), dst: ap(dst, 2), size: 100, id: 7}.fragments(40)[1]
+		}
+		passes := func(what string, f, g *ndiscore.Frame, why ndiscore.DropReason) {
+			t.Helper()
+			if why != ndiscore.DropNone || string(f.Bytes(nil)) != string(g.Bytes(nil)) {
+				t.Errorf("%s: %s", what, why)
+			}
+		}
+		lost := func(what string, why ndiscore.DropReason) {
+			t.Helper()
+			if why != ndiscore.DropFragment {
+				t.Errorf("%s: %s", what, why)
+			}
+		}
+		w := only(false)
+		f := later(client, server, protoUDP)
+		g, why := w.out(f)
+		passes("out, not masqueraded", f, g, why)
+		_, why = w.out(later(client.Next(), server, protoTCP))
+		lost("out, maybe the answer of a published port", why)
+		_, why = w.in(later(server, public, protoTCP), false)
+		lost("in, maybe for a published port", why)
+		if client.Is4() { // in IPv6 a later fragment does not say what it is of
+			f = later(server, public, protoUDP)
+			g, why = w.in(f, false)
+			passes("in, nothing is published", f, g, why)
+		}
+
+		w = only(true)
+		_, why = w.out(later(client, server, protoUDP))
+		lost("out, to be masqueraded", why)
+		f = later(public, server, protoUDP)
+		g, why = w.out(f)
+		passes("out, the router's own", f, g, why)
+		_, why = w.in(later(server, public, protoUDP), false)
+		lost("in, maybe an answer", why)
+		if client.Is4() {
+			f = later(client, public, protoUDP)
+			g, why = w.in(f, true)
+			passes("from inside, for the router", f, g, why)
+		}
+
+		// The other version of IP, of which nothing is translated.
+		c := testConfig()
+		c.Interfaces[1].Masquerade, c.Interfaces[1].Masquerade6 = client.Is6(), client.Is4()
+		w = newWorld(t, Limits{}, c)
+		for _, f := range []*ndiscore.Frame{later(client, server, protoUDP), later(server, public, protoUDP)} {
+			g, why = w.out(f)
+			passes("out, the other version", f, g, why)
+			g, why = w.in(f, false)
+			passes("in, the other version", f, g, why)
+		}
+	})
+}
+
+// TestFragmentsCount: each fragment counts for its flow, and keeps it alive.
+func TestFragmentsCount(t *testing.T) {
+	both(t, func(t *testing.T, client, server, public netip.Addr) {
+		w := newWorld(t, Limits{}, testConfig())
+		pass := func(f *ndiscore.Frame, in bool) (bytes uint64) {
+			if in {
+				w.mustIn(t, f, false)
+			} else {
+				w.mustOut(t, f)
+			}
+			return uint64(f.Len() - ethernet)
+		}
+		there := pkt{proto: protoUDP, src: ap(client, 4000), dst: ap(server, 80), size: 100, id: 7}.fragments(40)
+		back := pkt{proto: protoUDP, src: ap(server, 80), dst: ap(public, 4000), size: 100, id: 8}.fragments(40)
+		var sent, got uint64
+		for _, f := range there[:2] {
+			sent += pass(f, false)
+		}
+		for _, f := range back {
+			got += pass(f, true)
+		}
+		w.pass(29 * time.Second)
+		sent += pass(there[2], false) // late
+		f := w.Flows(Filter{}, 0)[0]
+		if f.Packets != 3 || f.Bytes != sent || f.BackPackets != 3 || f.BackBytes != got || f.Expires != 30*time.Second {
+			t.Errorf("%+v, want %d and %d bytes", f, sent, got)
+		}
+		if f.State != "answered" {
+			t.Errorf("a late fragment made the flow %s", f.State)
+		}
+		if s := w.Stats(); s["translated.out"] != 3 || s["translated.in"] != 3 {
+			t.Errorf("%v", s)
 		}
 	})
 }
