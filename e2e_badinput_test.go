@@ -150,6 +150,13 @@ func TestBadConfig(t *testing.T) {
 		{"bad MAC", tap + "[bridge.x]\nports = [\"a\"]\nmac = \"no\"\n", []string{"mac", "no"}},
 		{"bad driver option", "[adapter.a]\ndriver = \"tap\"\nmtu = 12\n", []string{"test.toml:3", "mtu", "12"}},
 		{"bad interface name", "[adapter.a]\ndriver = \"tap\"\ninterface = \"a/b\"\n", []string{"test.toml:3", "a/b"}},
+		{"one interface, two adapters", "[adapter.a]\ndriver = \"afpacket\"\ninterface = \"eth1\"\n[adapter.b]\ndriver = \"afpacket\"\ninterface = \"eth1\"\n",
+			[]string{"test.toml:4:10:", "adapter.b", "interface eth1 already belongs to adapter a in line 1"}},
+		{"one interface by an adapter's name", "[adapter.eth1]\ndriver = \"afpacket\"\n[adapter.b]\ndriver = \"afpacket\"\ninterface = \"eth1\"\n",
+			[]string{"test.toml:3:10:", "adapter.b", "interface eth1 already belongs to adapter eth1 in line 1"}},
+		{"one TAP, two adapters", tap + "interface = \"a\"\n", []string{"test.toml:3:10:", "adapter.b", "interface a already belongs to adapter a in line 1"}},
+		{"one interface, two drivers", "[adapter.a]\ndriver = \"tap\"\nnetns = \"x\"\n[adapter.b]\ndriver = \"afpacket\"\ninterface = \"a\"\nnetns = \"x\"\n",
+			[]string{"test.toml:4:10:", "adapter.b", `interface a in network namespace "x" already belongs to adapter a in line 1`}},
 		{"bundle without a detector", tap + "[bundle.x]\nmembers = [\"a\", \"b\"]\n[bundle.x.health]\ncarrier = false\n", []string{"test.toml:8", "probe"}},
 		{"not TOML", "[adapter.a\n", []string{"test.toml:1"}},
 	} {
@@ -162,6 +169,20 @@ func TestBadConfig(t *testing.T) {
 			line, _, _ := strings.Cut(err.Error(), "\n")
 			clear(t, errors.New(line), tt.words...)
 		})
+	}
+}
+
+// TestSameNameElsewhere: interfaces of one name in several namespaces are
+// several.
+func TestSameNameElsewhere(t *testing.T) {
+	text := ""
+	for _, driver := range []string{"tap", "afpacket"} {
+		for _, netns := range []string{"", "x", "/y"} {
+			text += fmt.Sprintf("[adapter.a%d]\ndriver = %q\ninterface = \"%s0\"\nnetns = %q\n", len(text), driver, driver, netns)
+		}
+	}
+	if _, err := config.Parse("test.toml", []byte(text), vswitch.Drivers(zap.NewNop())); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -233,6 +233,19 @@ func TestFaultLease(t *testing.T) {
 		}
 	}
 	b.whole(t)
+
+	// Ended while its adapter sleeps, it is over at once, and its filter goes when
+	// the adapter wakes.
+	breaks(t, b.sw, "drop", "p0", "chance=100%", "for=1h")
+	must(t, b.sw.Operate(ctx, control.OpSuspend, "p0", "test", false))
+	n, err = b.sw.ClearFaults(ctx, control.FaultMatch{All: true})
+	if err != nil || n != 1 {
+		t.Errorf("%d cleared, %v", n, err)
+	}
+	mark = newest(b.sw.Switch)
+	must(t, b.sw.Operate(ctx, control.OpResume, "p0", "test", false))
+	told("filter.removed", "p0")
+	b.whole(t)
 }
 
 // TestFaultDevices fails the active member of a team in every way in which a

@@ -1,10 +1,12 @@
 package vswitch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -135,6 +137,9 @@ func (s *Switch) edited(ctx context.Context, f func(c *config.Config, gone map[s
 	return err
 }
 
+// inLine is how errors of the configuration point at other lines of a file.
+var inLine = regexp.MustCompile(` in line [0-9]+`)
+
 // checked reads what was put together from the configuration in force and a
 // command: its lines, and the numbers of its tables, mean nothing to anybody.
 func (s *Switch) checked(text []byte) (*config.Config, error) {
@@ -142,9 +147,10 @@ func (s *Switch) checked(text []byte) (*config.Config, error) {
 	if found, ok := errors.AsType[config.Errors](err); ok {
 		var msgs []string
 		for _, e := range found {
-			msg := e.Msg
-			if e.Key != "" && !strings.Contains(e.Key, "[") {
-				msg = e.Key + ": " + msg
+			msg := inLine.ReplaceAllString(e.Msg, "")
+			key, _, _ := strings.Cut(e.Key, "[")
+			if strings.Contains(key, ".") || key == e.Key && key != "" {
+				msg = key + ": " + msg
 			}
 			if e.Suggestion != "" {
 				msg += " (did you mean " + e.Suggestion + "?)"
@@ -162,6 +168,9 @@ func (s *Switch) AddAdapter(ctx context.Context, a control.AdapterSettings) erro
 		c := *now
 		if _, ok := named(now.Adapters, a.Name, adapterName); ok && !gone[a.Name] {
 			return nil, fmt.Errorf("adapter %s: %w", a.Name, ndiscore.ErrExists)
+		}
+		if kind, _ := upper(now, a.Name); kind != "" {
+			return nil, fmt.Errorf("add adapter %s: %w, by a %s: choose another", a.Name, ndiscore.ErrExists, kind)
 		}
 		delete(gone, a.Name)
 		c.Adapters = without(now.Adapters, a.Name, adapterName)
@@ -181,21 +190,49 @@ func (s *Switch) AddAdapter(ctx context.Context, a control.AdapterSettings) erro
 	return err
 }
 
-// InsertFilter puts a configured filter into the chain of an adapter.
+// upper says whether name is a bundle or a bridge of c, and names what it
+// stands on.
+func upper(c *config.Config, name string) (kind string, below []string) {
+	if b, ok := named(c.Bundles, name, bundleName); ok {
+		return "bundle", b.Members
+	}
+	if b, ok := named(c.Bridges, name, bridgeName); ok {
+		return "bridge", b.Ports
+	}
+	return "", nil
+}
+
+// noFilters says why a name has no configured filters.
+func noFilters(c *config.Config, name string) error {
+	if kind, below := upper(c, name); kind != "" {
+		return fmt.Errorf("%s %s: filters: %w: a %s takes none; those below it can: %s", kind, name, ndiscore.ErrNotSupported, kind, strings.Join(below, ", "))
+	}
+	return fmt.Errorf("adapter %s: %w", name, ndiscore.ErrAdapterNotFound)
+}
+
+// InsertFilter puts a configured filter into the chain of an adapter, on top
+// when at is -1.
 func (s *Switch) InsertFilter(ctx context.Context, adapter, filter string, at int) error {
 	return s.edited(ctx, func(c *config.Config, gone map[string]bool) error {
 		a, ok := named(c.Adapters, adapter, adapterName)
 		switch {
 		case !ok, gone[adapter]:
-			return fmt.Errorf("adapter %s: %w", adapter, ndiscore.ErrAdapterNotFound)
+			return noFilters(c, adapter)
+		case strings.HasPrefix(filter, fault.FilterPrefix):
+			return fmt.Errorf("adapter %s: filter %s: %w: names that begin with %q are those of filters with injected faults; `inject` puts them in",
+				adapter, filter, ndiscore.ErrInvalidData, fault.FilterPrefix)
 		case slices.Contains(a.Filters, filter):
 			return fmt.Errorf("adapter %s: filter %s: %w", adapter, filter, ndiscore.ErrExists)
 		}
 		if _, ok := named(c.Filters, filter, filterName); !ok {
 			return fmt.Errorf("filter %s: %w: there is no [filter.%s] in the configuration", filter, ndiscore.ErrNotFound, filter)
 		}
-		if at < 0 || at > len(a.Filters) {
+		switch {
+		case at == -1:
 			at = len(a.Filters)
+		case at < 0, at > len(a.Filters):
+			return fmt.Errorf("adapter %s: filter %s: %w: there is no position %d: it has %d filters, so 0 to %d",
+				adapter, filter, ndiscore.ErrInvalidData, at, len(a.Filters), len(a.Filters))
 		}
 		a.Filters = slices.Insert(slices.Clone(a.Filters), at, filter)
 		c.Adapters = with(c.Adapters, a, adapterName)
@@ -207,13 +244,15 @@ func (s *Switch) InsertFilter(ctx context.Context, adapter, filter string, at in
 func (s *Switch) RemoveFilter(ctx context.Context, adapter, filter string) error {
 	return s.edited(ctx, func(c *config.Config, gone map[string]bool) error {
 		a, ok := named(c.Adapters, adapter, adapterName)
-		if !ok || gone[adapter] {
-			return fmt.Errorf("adapter %s: %w", adapter, ndiscore.ErrAdapterNotFound)
-		}
 		at := slices.Index(a.Filters, filter)
+		kind, _ := upper(c, adapter)
 		switch {
-		case at < 0 && strings.HasPrefix(filter, fault.FilterPrefix):
+		case gone[adapter], !ok && kind == "":
+			return fmt.Errorf("adapter %s: %w", adapter, ndiscore.ErrAdapterNotFound)
+		case strings.HasPrefix(filter, fault.FilterPrefix):
 			return fmt.Errorf("adapter %s: filter %s: %w: it carries injected faults; `inject clear` ends them", adapter, filter, ndiscore.ErrInvalidState)
+		case !ok:
+			return noFilters(c, adapter)
 		case at < 0:
 			return fmt.Errorf("adapter %s: filter %s: %w", adapter, filter, ndiscore.ErrNotFound)
 		}
@@ -268,34 +307,38 @@ func (s *Switch) DeleteRoute(ctx context.Context, r control.RouteSettings) error
 				found = append(found, x)
 			}
 		}
-		if len(found) != 1 {
-			hint := ""
-			if len(found) > 1 {
-				hint = fmt.Sprintf(": %d match; say via, interface or metric", len(found))
-			}
-			return fmt.Errorf("route to %s: %w%s", r.To, ndiscore.ErrNotFound, hint)
+		switch len(found) {
+		case 0:
+			return fmt.Errorf("route to %s: %w", r.To, ndiscore.ErrNotFound)
+		case 1:
+		default:
+			return badRequest(fmt.Errorf("route to %s: %d match, %s and %s among them; say via, interface or metric",
+				r.To, len(found), found[0], found[1]))
 		}
 		c.Routes = without(c.Routes, found[0].String(), routeName)
 		return nil
 	})
 }
 
-// NAT lists translated flows.
+// NAT lists translated flows, in order; which ones, if there are more than limit, is
+// chance.
 func (s *Switch) NAT(_ context.Context, match control.NATMatch, limit int) (control.NATTable, error) {
 	t := control.NATTable{Limit: s.cfg.Load().NAT.Flows}
 	r := s.router.Load()
 	if r == nil {
 		return t, nil
 	}
-	t.Total = int(r.Stats()["nat.flows"])
-	if limit == 0 {
-		return t, nil // to the router, 0 is no limit
-	}
+	t.Used = int(r.Stats()["nat.flows"])
 	x, err := natFilter(match)
 	if err != nil {
 		return t, err
 	}
-	flows, err := r.NATFlows(x, limit)
+	flows, total, err := r.NATFlows(x, limit)
+	t.Total = total
+	slices.SortFunc(flows, func(a, b stack.NATFlow) int {
+		return cmp.Or(strings.Compare(a.Interface, b.Interface), strings.Compare(a.Protocol, b.Protocol),
+			a.Original.Src.Compare(b.Original.Src), a.Original.Dst.Compare(b.Original.Dst))
+	})
 	for _, f := range flows {
 		t.Flows = append(t.Flows, control.NATFlow{
 			Interface: f.Interface, Protocol: f.Protocol, Kind: f.Kind, State: f.State,
@@ -317,23 +360,41 @@ func (s *Switch) FlushNAT(_ context.Context, match control.NATMatch) (int, error
 	if err != nil {
 		return 0, err
 	}
-	return r.FlushNAT(x, "flushed on request")
+	return r.FlushNAT(x, "flushed on request: "+matchText(match))
+}
+
+// matchText is what m chooses, as events tell it.
+func matchText(m control.NATMatch) string {
+	var parts []string
+	for _, p := range []struct{ key, value string }{{"address", m.Address}, {"interface", m.Interface}, {"protocol", m.Protocol}} {
+		if p.value != "" {
+			parts = append(parts, p.key+" "+p.value)
+		}
+	}
+	return cmp.Or(strings.Join(parts, ", "), "all")
 }
 
 func natFilter(m control.NATMatch) (stack.NATFilter, error) {
 	x := stack.NATFilter{Interface: m.Interface}
+	if m.Protocol != "" {
+		var err error
+		if x.Protocol, err = stack.NATProtocol(m.Protocol); err != nil {
+			return x, badRequest(err)
+		}
+	}
 	if m.Address == "" {
 		return x, nil
 	}
 	if a, err := netip.ParseAddr(m.Address); err == nil {
 		x.Address = netip.PrefixFrom(a.WithZone(""), a.BitLen())
-		return x, nil
+	} else if x.Address, err = netip.ParsePrefix(m.Address); err != nil {
+		return x, badRequest(fmt.Errorf("address %q: neither an address nor a prefix", m.Address))
 	}
-	var err error
-	if x.Address, err = netip.ParsePrefix(m.Address); err != nil {
-		err = badRequest(fmt.Errorf("address %q: neither an address nor a prefix", m.Address))
+	if a := x.Address.Addr(); a.Is4In6() {
+		// No packet has such an address.
+		return x, badRequest(fmt.Errorf("address %q: write the IPv4 address %s", m.Address, a.Unmap()))
 	}
-	return x, err
+	return x, nil
 }
 
 // InjectFault begins a fault. fault.ErrNotAllowed when the configuration does not
@@ -352,8 +413,11 @@ func (s *Switch) Inject(ctx context.Context, f control.FaultSettings) (control.F
 	}
 	if f.For != "" {
 		d, err := time.ParseDuration(f.For)
-		if err != nil || d <= 0 {
+		if err != nil {
 			return control.Fault{}, badRequest(fmt.Errorf("for %q: want a time with its unit, such as 30s", f.For))
+		}
+		if d <= 0 {
+			return control.Fault{}, badRequest(fmt.Errorf("for %q: a fault lasts some time, such as 30s; without it as long as is allowed", f.For))
 		}
 		spec.For = d
 	}
@@ -373,7 +437,7 @@ func (s *Switch) Inject(ctx context.Context, f control.FaultSettings) (control.F
 func wireFault(l fault.Lease) control.Fault {
 	f := control.Fault{
 		ID: l.ID, Kind: l.Kind, On: l.Adapter, Params: l.Params, Seed: l.Seed, Owner: l.Owner, Began: l.Began, Ends: l.Expires,
-		Hits: l.RX.Frames + l.TX.Frames,
+		Hits: l.RX.Frames + l.TX.Frames + l.Calls,
 	}
 	ofDevice := func(k fault.Kind) bool { return k.Name == l.Kind && k.Device }
 	if !slices.ContainsFunc(fault.Kinds(), ofDevice) {
@@ -400,9 +464,11 @@ func (s *Switch) ClearFaults(ctx context.Context, m control.FaultMatch) (int, er
 func (s *Switch) FaultKinds() []control.FaultKind {
 	var all []control.FaultKind
 	for _, k := range fault.Kinds() {
-		w := control.FaultKind{Kind: k.Name, Help: k.Help, Device: k.Device}
+		w := control.FaultKind{Kind: k.Name, Help: k.Help, Device: k.Device, OneOf: k.OneOf}
 		for _, p := range k.Params {
-			w.Params = append(w.Params, control.FaultParam{Name: p.Name, Unit: p.Unit.String(), Default: p.Default, Help: p.Help})
+			w.Params = append(w.Params, control.FaultParam{
+				Name: p.Name, Unit: p.Unit.String(), Default: p.Default, Required: p.Needed, Range: p.Range, Words: p.Words, Help: p.Help,
+			})
 		}
 		all = append(all, w)
 	}
@@ -420,6 +486,7 @@ func (s *Switch) BridgeList(context.Context) ([]control.Bridge, error) {
 			w.Ports = append(w.Ports, control.BridgePort{
 				Name: p.Name, State: p.State, Access: int(p.Access), Trunk: strings.Join(p.Trunk, ","), Native: int(p.Native),
 				Addresses: p.Addresses, MACLimit: p.MACLimit, Router: p.Router,
+				Refused: p.Refused, Storm: control.Storm(p.Storm), StormDropped: control.Storm(p.Dropped), Reopens: p.Reopens,
 			})
 		}
 		for _, g := range nb.bridge.Groups() {

@@ -24,7 +24,8 @@ type Switch interface {
 	FDB(ctx context.Context, bridge string) ([]bridge.FDBEntry, error)
 	// BridgeList tells of every bridge, its ports and the groups heard of.
 	BridgeList(ctx context.Context) ([]Bridge, error)
-	// InsertFilter and RemoveFilter change the filter chain of an adapter.
+	// InsertFilter and RemoveFilter change the filter chain of an adapter; at -1
+	// is the top.
 	InsertFilter(ctx context.Context, adapter, filter string, at int) error
 	RemoveFilter(ctx context.Context, adapter, filter string) error
 	Interfaces(ctx context.Context) ([]stack.InterfaceInfo, error)
@@ -32,7 +33,7 @@ type Switch interface {
 	Neighbors(ctx context.Context) ([]stack.NeighborInfo, error)
 	AddRoute(ctx context.Context, r RouteSettings) error
 	DeleteRoute(ctx context.Context, r RouteSettings) error
-	// NAT lists at most limit translated flows, of those that match.
+	// NAT lists at most limit translated flows, of those that match; 0 means all.
 	NAT(ctx context.Context, match NATMatch, limit int) (NATTable, error)
 	FlushNAT(ctx context.Context, match NATMatch) (int, error)
 	// Inject begins a fault that ends with its lease; Faults lists those in
@@ -101,7 +102,8 @@ type Adapter struct {
 	Oper        string            `json:"oper"`      // RFC 2863: "up", "down", "dormant", "notPresent"
 	Cause       string            `json:"cause"`     // of the newest transition
 	LastHalt    string            `json:"last_halt"` // "none" if it never was
-	Waiting     bool              `json:"waiting"`   // for its device to come back
+	Waiting     bool              `json:"waiting"`   // for its device to come back, or with Retrying to be started again
+	Retrying    bool              `json:"retrying"`  // its device had come back and did not start
 	Quarantined bool              `json:"quarantined"`
 	Suspended   bool              `json:"suspended"`
 	Health      string            `json:"health"` // "healthy", "resetting", "degraded", "failed"
@@ -132,7 +134,7 @@ type Bundle struct {
 	Mode     string   `json:"mode"`     // "team", "ndis5"
 	Active   string   `json:"active"`   // "" when no member is usable
 	Balance  string   `json:"balance"`  // "active-backup", "hash"
-	Failback string   `json:"failback"` // "always", "better", "never"
+	Failback string   `json:"failback"` // "always", "better", "never"; an ndis5 bundle consults neither this nor Hold
 	Hold     string   `json:"hold"`     // with its unit: "1s"
 	Members  []Member `json:"members"`  // the preferred first
 }

@@ -185,7 +185,11 @@ func (c *Client) Filters(ctx context.Context) ([]FilterOn, error) {
 // InsertFilter puts a configured filter into an adapter's chain, at position at
 // from the device up; -1 is the top.
 func (c *Client) InsertFilter(ctx context.Context, adapter, filter string, at int) error {
-	return c.order(ctx, "/v1/filters/insert", FilterRequest{Adapter: adapter, Filter: filter, At: &at})
+	body := FilterRequest{Adapter: adapter, Filter: filter}
+	if at != -1 {
+		body.At = &at
+	}
+	return c.order(ctx, "/v1/filters/insert", body)
 }
 
 // RemoveFilter takes a filter out of an adapter's chain.
@@ -219,10 +223,11 @@ func (c *Client) DeleteRoute(ctx context.Context, r RouteSettings) error {
 	return c.order(ctx, "/v1/routes/delete", r)
 }
 
-// NAT lists at most limit translated flows, of those that match.
+// NAT lists at most limit translated flows, of those that match; 0 means as many as
+// one answer lists, MaxNATFlows.
 func (c *Client) NAT(ctx context.Context, match NATMatch, limit int) (NATTable, error) {
 	query := url.Values{"limit": {strconv.Itoa(limit)}}
-	for k, v := range map[string]string{"address": match.Address, "interface": match.Interface} {
+	for k, v := range map[string]string{"address": match.Address, "interface": match.Interface, "protocol": match.Protocol} {
 		if v != "" {
 			query.Set(k, v)
 		}

@@ -119,6 +119,18 @@ type BridgePort struct {
 	Addresses int    `json:"addresses"` // learned
 	MACLimit  int    `json:"mac_limit"` // 0: none of its own
 	Router    bool   `json:"router"`    // a multicast router is behind it
+
+	Refused      uint64 `json:"mac_limit_refused"`  // frames of stations beyond mac_limit
+	Storm        Storm  `json:"storm"`              // limits in frames/s, 0: none
+	StormDropped Storm  `json:"storm_dropped"`      // frames over them
+	Reopens      int    `json:"reopens_in_seconds"` // of a port that is shut
+}
+
+// Storm is one number for each kind of frame that goes to many ports.
+type Storm struct {
+	Broadcast uint64 `json:"broadcast"`
+	Multicast uint64 `json:"multicast"`
+	Unknown   uint64 `json:"unknown"` // unicast to an address that is not known
 }
 
 // Group is one multicast group that somebody listens to.
@@ -134,7 +146,8 @@ type BridgeList struct {
 }
 
 // NATFlow is one translated flow: its first packet as it came, and what answers it
-// as that comes. An ICMP query has its identifier as the port of who asks.
+// as that comes. An ICMP query has its identifier as the port of who asks, and its
+// type as the other one; protocols without ports have 0.
 type NATFlow struct {
 	Interface        string `json:"interface"` // whose address stands for another one
 	Protocol         string `json:"protocol"`  // "tcp", "udp", "icmp", "icmpv6", or a number
@@ -155,14 +168,16 @@ type NATFlow struct {
 // NATTable answers GET /v1/nat.
 type NATTable struct {
 	Flows []NATFlow `json:"flows"`
-	Total int       `json:"total"` // all that there are
+	Total int       `json:"total"` // all that match, listed or not
+	Used  int       `json:"used"`  // all that there are
 	Limit int       `json:"limit"` // as many as there may be
 }
 
 // NATMatch chooses translated flows: all that has every part that is set.
 type NATMatch struct {
 	Address   string `json:"address"`   // address or prefix of anybody who takes part
-	Interface string `json:"interface"` // of the router, or the bundle or adapter that it stands on
+	Interface string `json:"interface"` // of the router, or the bundle, bridge or adapter that it stands on or is bound to
+	Protocol  string `json:"protocol"`  // "tcp", "udp", "icmp", "icmpv6", or a number
 }
 
 // FaultSettings is the body of POST /v1/faults.
@@ -221,14 +236,18 @@ type FaultKind struct {
 	Help   string       `json:"help"`
 	Device bool         `json:"device"` // of the device, not of frames: it has no direction
 	Params []FaultParam `json:"params"`
+	OneOf  []string     `json:"one_of"` // exactly one of these parameters has to be given
 }
 
 // FaultParam is one parameter of a kind of fault.
 type FaultParam struct {
-	Name    string `json:"name"`
-	Unit    string `json:"unit"`
-	Default string `json:"default"`
-	Help    string `json:"help"`
+	Name     string   `json:"name"`
+	Unit     string   `json:"unit"`
+	Default  string   `json:"default"`
+	Required bool     `json:"required"`
+	Range    string   `json:"range"`           // "" for what is no number
+	Words    []string `json:"words,omitempty"` // all that there are, for a word
+	Help     string   `json:"help"`
 }
 
 // FaultKindList answers GET /v1/faults/kinds.
@@ -340,6 +359,9 @@ func (s *Server) insertFilter(r *request) (any, *Error) {
 		at := -1
 		if body.At != nil {
 			at = *body.At
+			if at < 0 {
+				return badRequest("left out, it is the top", "at: %d is no position: they begin with 0, next to the device", at)
+			}
 		}
 		return s.sw.InsertFilter(ctx, body.Adapter, body.Filter, at)
 	})
@@ -373,19 +395,21 @@ func changeRoute(r *request, do func(context.Context, RouteSettings) error) (any
 }
 
 func (m NATMatch) check() error {
-	return names(false, m.Interface, m.Address)
+	return names(false, m.Interface, m.Address, m.Protocol)
 }
 
 func (s *Server) nat(r *request) (any, *Error) {
-	limit := maxNATFlows
+	limit := MaxNATFlows
 	if text := r.query.Get("limit"); r.query.Has("limit") {
 		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 || n > maxNATFlows {
-			return nil, badRequest("", "limit: %s is not within 0..%d", quote(text), maxNATFlows)
+		if err != nil || n < 0 || n > MaxNATFlows {
+			return nil, badRequest("address, interface and protocol choose among them", "limit: %s is not within 0..%d: one answer lists no more flows", quote(text), MaxNATFlows)
 		}
-		limit = n
+		if n > 0 {
+			limit = n
+		}
 	}
-	match := NATMatch{Address: r.query.Get("address"), Interface: r.query.Get("interface")}
+	match := NATMatch{Address: r.query.Get("address"), Interface: r.query.Get("interface"), Protocol: r.query.Get("protocol")}
 	if err := match.check(); err != nil {
 		return nil, errorFrom(err)
 	}
@@ -423,6 +447,7 @@ func (s *Server) faults(r *request) (any, *Error) {
 func (s *Server) faultKinds(*request) (any, *Error) {
 	return FaultKindList{each(s.sw.FaultKinds(), func(k FaultKind) FaultKind {
 		k.Params = each(k.Params, func(p FaultParam) FaultParam { return p })
+		k.OneOf = each(k.OneOf, func(s string) string { return s })
 		return k
 	})}, nil
 }
@@ -573,7 +598,7 @@ func (r *request) caller() string {
 // Why "lease 7: …" or "lease 7 of WHO: …".
 func faultEnd(e ndiscore.Event, id uint64) (string, bool) {
 	end, ok := strings.CutPrefix(e.What, "fault.")
-	if !ok || end != EndExpired && end != EndCleared {
+	if !ok || end != EndExpired && end != EndCleared && end != EndStopped {
 		return "", false
 	}
 	rest, ok := strings.CutPrefix(e.Why, fmt.Sprintf("lease %d", id))

@@ -141,6 +141,12 @@ func TestReadWhatIsNew(t *testing.T) {
 	if n, err := c.NAT(ctx, NATMatch{Address: "10.0.0.8", Interface: "wan"}, 100); err != nil || len(n.Flows) != 1 || n.Flows[0].Source != "10.0.0.8:1024" {
 		t.Errorf("NAT: %+v, %v", n, err)
 	}
+	if n, err := c.NAT(ctx, NATMatch{Protocol: "tcp"}, 0); err != nil || len(n.Flows) != 0 || n.Total != 0 || n.Used != 2 {
+		t.Errorf("NAT of another protocol: %+v, %v", n, err)
+	}
+	if n, err := c.NAT(ctx, NATMatch{}, 0); err != nil || len(n.Flows) != 2 { // 0: no bound but the answer's
+		t.Errorf("NAT: %+v, %v", n, err)
+	}
 	if n, err := c.FlushNAT(ctx, NATMatch{Interface: "wan"}); err != nil || n != 2 {
 		t.Errorf("FlushNAT: %d, %v", n, err)
 	}

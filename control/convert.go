@@ -37,7 +37,7 @@ func wireBinding(b ndiscore.BindingInfo) Binding {
 func wireAdapter(a ndiscore.AdapterInfo) Adapter {
 	return Adapter{
 		Name: a.Name, Driver: a.Driver, Virtual: a.Virtual, State: a.State.String(), Oper: string(a.Oper),
-		Cause: a.Cause, LastHalt: a.LastHalt.String(), Waiting: a.Waiting, Quarantined: a.Stuck, Suspended: a.Asleep, Health: string(a.Health), Resets: a.Resets,
+		Cause: a.Cause, LastHalt: a.LastHalt.String(), Waiting: a.Waiting, Retrying: a.Retrying, Quarantined: a.Stuck, Suspended: a.Asleep, Health: string(a.Health), Resets: a.Resets,
 		Device: a.Device, MAC: wireMAC(a.MAC), MTU: a.MTU, Link: wireLink(a.Link), Bundle: a.Bundle,
 		Filters:  each(a.Filters, func(f ndiscore.FilterInfo) Filter { return Filter{f.Name, f.State.String(), f.Mandatory} }),
 		Bindings: each(a.Bindings, wireBinding),

@@ -28,7 +28,7 @@ func TestWireTypesAreComplete(t *testing.T) {
 	filter := ndiscore.FilterInfo{Name: "fault", State: ndiscore.FilterRunning, Mandatory: true}
 	adapter := ndiscore.AdapterInfo{
 		Name: "up0", Driver: "tap", Virtual: true, State: ndiscore.StateRunning, Oper: ndiscore.OperUp, Cause: "configured",
-		LastHalt: ndiscore.HaltSurpriseRemoved, Waiting: true, Stuck: true, Asleep: true, Health: ndiscore.Degraded, Resets: 3, Device: "tap0", MAC: mac, MTU: 1500, Link: link,
+		LastHalt: ndiscore.HaltSurpriseRemoved, Waiting: true, Retrying: true, Stuck: true, Asleep: true, Health: ndiscore.Degraded, Resets: 3, Device: "tap0", MAC: mac, MTU: 1500, Link: link,
 		Bundle: "wan", Filters: []ndiscore.FilterInfo{filter}, Bindings: []ndiscore.BindingInfo{binding}, Counters: counters,
 	}
 	member := ndiscore.BundleMember{

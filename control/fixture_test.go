@@ -119,7 +119,7 @@ func (f *fixture) RemoveFilter(ctx context.Context, adapter, filter string) erro
 func (f *fixture) BridgeList(context.Context) ([]Bridge, error) {
 	return []Bridge{{
 		Name: "lan", MAC: "02:00:00:00:00:09", VLAN: 10, Snooping: true,
-		Ports:  []BridgePort{{Name: "lan0", State: "forwarding", Trunk: "10,20-29", Native: 10, Addresses: 1}, {Name: "lan1", State: "down", Access: 10}},
+		Ports:  []BridgePort{{Name: "lan0", State: "forwarding", Trunk: "10,20-29", Native: 10, Addresses: 1}, {Name: "lan1", State: "shut", Access: 10, MACLimit: 2, Refused: 3, Storm: Storm{Broadcast: 4}, StormDropped: Storm{Broadcast: 5}, Reopens: 6}},
 		Groups: []Group{{Address: "239.1.2.3", VLAN: 10, Ports: []string{"lan0"}}},
 	}, {Name: "bare"}}, nil
 }
@@ -148,9 +148,12 @@ func (f *fixture) DeleteRoute(_ context.Context, r RouteSettings) error {
 }
 
 func (f *fixture) NAT(_ context.Context, match NATMatch, limit int) (NATTable, error) {
-	t := NATTable{Total: 2, Limit: 65536}
+	t := NATTable{Used: 2, Limit: 65536}
 	for _, source := range []string{"10.0.0.7:1024", "10.0.0.8:1024"} {
-		if len(t.Flows) < limit && (match.Address == "" || match.Address+":1024" == source) {
+		if (match.Address != "" && match.Address+":1024" != source) || (match.Protocol != "" && match.Protocol != "udp") {
+			continue
+		}
+		if t.Total++; limit == 0 || len(t.Flows) < limit {
 			t.Flows = append(t.Flows, NATFlow{Interface: "wan", Protocol: "udp", Kind: "masquerade", State: "assured", Source: source, Destination: "192.0.2.9:53"})
 		}
 	}
@@ -212,7 +215,7 @@ func (f *fixture) end(what string, m FaultMatch) int {
 
 func (f *fixture) FaultKinds() []FaultKind {
 	return []FaultKind{
-		{Kind: "drop", Help: "lose frames", Params: []FaultParam{{Name: "chance", Unit: "share", Help: "lose this share of the frames, by chance"}}},
+		{Kind: "drop", Help: "lose frames", OneOf: []string{"chance", "every", "first"}, Params: []FaultParam{{Name: "chance", Unit: "share", Range: "0% to 100%", Help: "lose this share of the frames, by chance"}}},
 		{Kind: "link-down", Help: "the adapter says that its link is down, and passes nothing", Device: true},
 	}
 }

@@ -24,6 +24,9 @@ func defaultLimits() limits {
 	}
 }
 
+// MaxNATFlows is how many translated flows one answer lists at most.
+const MaxNATFlows = 10_000
+
 const (
 	askTimeout = 10 * time.Second // for the switch to answer a question
 	doTimeout  = 60 * time.Second // for the switch to carry out a command
@@ -34,9 +37,8 @@ const (
 	maxBodyBytes   = 64 << 10
 	maxConfigBytes = 3 << 20 // a configuration of config.MaxBytes, as JSON
 	maxURLBytes    = 2 << 10
-	maxNATFlows    = 10_000 // listed in one answer
-	maxNameBytes   = 64     // of an adapter, bundle or bridge
-	maxWhyBytes    = 256    // of a reason given with a command
+	maxNameBytes   = 64  // of an adapter, bundle or bridge
+	maxWhyBytes    = 256 // of a reason given with a command
 
 	followBatch = 256 // events per write
 

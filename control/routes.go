@@ -52,7 +52,7 @@ func routes() []route {
 		{method: post, path: "/v1/routes/add", limit: doTimeout, do: (*Server).addRoute},
 		{method: post, path: "/v1/routes/delete", limit: doTimeout, do: (*Server).deleteRoute},
 		{method: get, path: "/v1/neighbors", limit: askTimeout, do: (*Server).neighbors},
-		{method: get, path: "/v1/nat", params: []string{"limit", "address", "interface"}, limit: askTimeout, do: (*Server).nat},
+		{method: get, path: "/v1/nat", params: []string{"limit", "address", "interface", "protocol"}, limit: askTimeout, do: (*Server).nat},
 		{method: post, path: "/v1/nat/flush", limit: doTimeout, do: (*Server).flushNAT},
 		{method: get, path: "/v1/faults", limit: askTimeout, do: (*Server).faults},
 		{method: get, path: "/v1/faults/kinds", limit: askTimeout, do: (*Server).faultKinds},

@@ -195,6 +195,7 @@ func TestBadRequests(t *testing.T) {
 		{"GET", "/v1/nat?limit=all", "", 400, CodeBadRequest},
 		{"GET", "/v1/nat?address=" + strings.Repeat("1", 65), "", 400, CodeBadRequest},
 		{"GET", "/v1/nat?interface=wan&interface=lan", "", 400, CodeBadRequest},
+		{"GET", "/v1/nat?protocol=" + strings.Repeat("1", 65), "", 400, CodeBadRequest},
 		{"POST", "/v1/nat/flush", `{"all": true}`, 400, CodeBadRequest},
 		{"POST", "/v1/nat/flush", `{"interface": "` + strings.Repeat("x", 65) + `"}`, 400, CodeBadRequest},
 		{"POST", "/v1/faults", "", 400, CodeBadRequest},

@@ -334,8 +334,9 @@ func describe(v *ndiscore.BundleView, m *ndiscore.MemberView) string {
 		b.WriteString(" is being reset")
 	default:
 		fmt.Fprintf(&b, " link %s", m.Link.Media)
-		if !m.Since.IsZero() {
-			fmt.Fprintf(&b, " for %s", short(v.Now.Sub(m.Since)))
+		// "For 0s" tells nothing, and is read for long in the reason of a link.
+		if d := short(v.Now.Sub(m.Since)); !m.Since.IsZero() && d > 0 {
+			fmt.Fprintf(&b, " for %s", d)
 		}
 		if m.Link.Why != "" {
 			fmt.Fprintf(&b, " (%s)", m.Link.Why)

@@ -75,7 +75,7 @@ func TestActiveBackup(t *testing.T) {
 
 		// Start.
 		{name: "first start takes the first listed", view: view{Active: -1, Members: members{member("a", since(0)), member("b", since(0))}},
-			active: 0, succ: []int{1}, verdict: []ndiscore.Verdict{up, up}, why: "nothing was active; a link connected for 0s is the first usable member"},
+			active: 0, succ: []int{1}, verdict: []ndiscore.Verdict{up, up}, why: "nothing was active; a link connected is the first usable member"},
 		{name: "start ignores up delay and hold", view: view{Active: -1, UpDelay: time.Minute, Hold: time.Minute, Members: members{member("a", since(time.Second))}},
 			active: 0, verdict: []ndiscore.Verdict{up}, why: "nothing was active"},
 		{name: "start ignores missing proof", view: view{Active: -1, NeedProof: true, Members: members{member("a"), member("b", proof(time.Second))}},
@@ -95,7 +95,7 @@ func TestActiveBackup(t *testing.T) {
 		{name: "nothing to do", view: view{Active: 0, Members: members{member("a"), member("b")}},
 			active: 0, succ: []int{1}, verdict: []ndiscore.Verdict{up, up}},
 		{name: "carrier lost", view: view{Active: 0, Members: members{member("a", linkDown(0)), member("b")}},
-			active: 1, verdict: []ndiscore.Verdict{down, up}, why: "a link disconnected for 0s (carrier lost); next is b link connected for 1h0m0s"},
+			active: 1, verdict: []ndiscore.Verdict{down, up}, why: "a link disconnected (carrier lost); next is b link connected for 1h0m0s"},
 		{name: "not running", view: view{Active: 0, Members: members{member("a", stopped), member("b")}},
 			active: 1, verdict: []ndiscore.Verdict{down, up}, why: "a is not running"},
 		{name: "leaving", view: view{Active: 0, Members: members{member("a", leaving), member("b")}},

@@ -21,5 +21,5 @@ func ExampleActiveBackup() {
 	fmt.Println(d.Why)
 	// Output:
 	// 0 [up down]
-	// radio link disconnected for 0s (carrier lost); nothing better is left than fibre link connected for 10s
+	// radio link disconnected (carrier lost); nothing better is left than fibre link connected for 10s
 }

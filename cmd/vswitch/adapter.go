@@ -130,7 +130,10 @@ func printAdapter(w io.Writer, a control.Adapter) {
 	if a.Suspended {
 		l.add("suspended", "until `vswitch adapter resume "+a.Name+"`")
 	}
-	if a.Waiting {
+	switch {
+	case a.Retrying:
+		l.add("waiting", "to start its device again, which had come back and did not start (see cause)")
+	case a.Waiting:
 		l.add("waiting", "for its device to come back")
 	}
 	if a.Quarantined {

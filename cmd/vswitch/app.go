@@ -57,6 +57,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	manners = func(commands []*cli.Command) {
 		for _, c := range commands {
 			c.OnUsageError = usageError
+			c.Flags = onceEach(c.Flags)
 			c.HideHelpCommand = true // it would take the place of something that is called help
 			if len(c.Subcommands) > 0 && c.Action == nil {
 				c.Action = group
@@ -64,6 +65,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			manners(c.Subcommands)
 		}
 	}
+	app.Flags = onceEach(app.Flags)
 	manners(app.Commands)
 	return app
 }
@@ -86,6 +88,8 @@ func group(c *cli.Context) error {
 	return badInputf("%s: unknown command %q: one of %s (see %s --help)", name, c.Args().First(), strings.Join(known, ", "), name)
 }
 
+var repeatedFlag = regexp.MustCompile(` -?([^ -][^ ]*): ` + givenTwice + `$`)
+
 var undefinedFlag = regexp.MustCompile(`^flag provided but not defined: -(.*)$`)
 
 // usageError puts the flag package's words into ours.
@@ -103,6 +107,9 @@ func usageError(c *cli.Context, err error, _ bool) error {
 			dashes = "-"
 		}
 		return badInputf("%s: unknown flag %s%s (see %s --help)", name, dashes, m[1], name)
+	}
+	if m := repeatedFlag.FindStringSubmatch(err.Error()); m != nil {
+		return badInputf("%s: --%s %s", name, m[1], givenTwice)
 	}
 	return badInputf("%s: %w (see %s --help)", name, err, name)
 }

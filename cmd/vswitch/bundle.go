@@ -42,6 +42,9 @@ func bundleCommand() *cli.Command {
 	}
 }
 
+// modeNDIS5 is the mode that knows no failback, hold or probe.
+const modeNDIS5 = "ndis5"
+
 func printBundles(w io.Writer, bundles []control.Bundle) {
 	t := newTable("NAME", "MODE", "BALANCE", "ACTIVE", "FAILBACK", "HOLD", "MEMBERS")
 	for _, b := range bundles {
@@ -49,7 +52,11 @@ func printBundles(w io.Writer, bundles []control.Bundle) {
 		for _, m := range b.Members {
 			members = append(members, m.Adapter+"="+m.Role)
 		}
-		t.add(b.Name, b.Mode, b.Balance, b.Active, b.Failback, b.Hold, strings.Join(members, " "))
+		failback, hold := b.Failback, b.Hold
+		if b.Mode == modeNDIS5 {
+			failback, hold = "", ""
+		}
+		t.add(b.Name, b.Mode, b.Balance, b.Active, failback, hold, strings.Join(members, " "))
 	}
 	t.print(w)
 }
@@ -60,13 +67,18 @@ func printBundle(w io.Writer, b control.Bundle) {
 	l.add("mode", b.Mode)
 	l.add("balance", b.Balance)
 	l.add("active", b.Active)
-	l.add("failback", b.Failback)
-	l.add("hold", b.Hold)
+	head := []string{"MEMBER", "ROLE", "VERDICT", "STATE", "LINK"}
+	if b.Mode != modeNDIS5 {
+		l.add("failback", b.Failback)
+		l.add("hold", b.Hold)
+		head = append(head, "PROBE")
+	}
 	l.print(w)
 	fmt.Fprintln(w)
-	t := newTable("MEMBER", "ROLE", "VERDICT", "STATE", "LINK", "PROBE")
+	t := newTable(head...)
 	for _, m := range b.Members {
-		t.add(m.Adapter, m.Role, m.Verdict, m.State, linkText(m.Link), m.Probe)
+		row := []any{m.Adapter, m.Role, m.Verdict, m.State, linkText(m.Link), m.Probe}
+		t.add(row[:len(head)]...)
 	}
 	t.print(w)
 }

@@ -24,9 +24,13 @@ func filterCommand() *cli.Command {
 			command{
 				name: "insert", usage: "put a configured filter into an adapter's chain", args: []string{"ADAPTER", "FILTER"}, names: adapterNames,
 				example: "vswitch filter insert --at 0 wan0 lossy",
-				flags:   []cli.Flag{&cli.IntFlag{Name: "at", Value: -1, Usage: "`POSITION` from the device up, from 0; -1 is the top"}},
+				flags:   []cli.Flag{&cli.IntFlag{Name: "at", Value: -1, Usage: "`POSITION` from the device up, from 0; without it the top", DefaultText: "top"}},
 				do: func(ctx context.Context, sw *control.Client, c *cli.Context, args []string) (any, func(io.Writer), error) {
-					err := sw.InsertFilter(ctx, args[0], args[1], c.Int("at"))
+					at := c.Int("at")
+					if c.IsSet("at") && at < 0 {
+						return nil, nil, badInputf("%s: --at: %d is no position: they begin with 0, next to the device; without --at it is the top", c.Command.HelpName, at)
+					}
+					err := sw.InsertFilter(ctx, args[0], args[1], at)
 					return nil, func(w io.Writer) { fmt.Fprintf(w, "filter %s inserted on %s\n", args[1], args[0]) }, err
 				},
 			}.build(),

@@ -72,6 +72,7 @@ func inject(ctx context.Context, sw *control.Client, c *cli.Context, args []stri
 	}
 	detach, asJSON := c.Bool("detach"), c.Bool("json")
 	// The kind comes first, as in a sentence; flags may follow it.
+	seen := map[string]bool{}
 	for i := 1; i < len(args); i++ {
 		arg := args[i]
 		if !strings.HasPrefix(arg, "-") {
@@ -86,6 +87,10 @@ func inject(ctx context.Context, sw *control.Client, c *cli.Context, args []stri
 		if flag == "help" || flag == "h" {
 			return nil, func(io.Writer) { _ = cli.ShowSubcommandHelp(c) }, nil
 		}
+		if seen[flag] || c.IsSet(flag) {
+			return nil, nil, badInputf("%s: --%s %s", name, flag, givenTwice)
+		}
+		seen[flag] = true
 		if flag == "detach" || flag == "json" {
 			on := true
 			if given {
@@ -219,14 +224,35 @@ func printFaultKinds(w io.Writer, kinds []control.FaultKind) {
 		}
 		fmt.Fprintf(w, "%s: %s\n", k.Kind, k.Help)
 		for _, p := range k.Params {
-			text := p.Help
-			if p.Unit != "" {
-				text += " (" + p.Unit + ")"
+			text, unit := p.Help, p.Unit
+			if len(p.Words) > 0 {
+				unit = orList(p.Words)
+			}
+			if p.Range != "" {
+				unit += ", " + p.Range
+			}
+			if unit != "" {
+				text += " (" + unit + ")"
+			}
+			if p.Required {
+				text += "; needed"
 			}
 			if p.Default != "" {
 				text += "; default " + p.Default
 			}
 			fmt.Fprintf(w, "    %-10s %s\n", p.Name, text)
 		}
+		if len(k.OneOf) > 0 {
+			fmt.Fprintf(w, "    exactly one of %s is needed\n", orList(k.OneOf))
+		}
 	}
+}
+
+// orList is words as a sentence has them: "a, b or c".
+func orList(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }

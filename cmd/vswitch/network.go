@@ -189,15 +189,51 @@ func printBridge(w io.Writer, b control.Bridge) {
 		if p.MACLimit > 0 {
 			limit = fmt.Sprint(p.MACLimit)
 		}
-		t.add(p.Name, p.State, vlan, p.Addresses, limit, yesNo(p.Router))
+		state := p.State
+		if p.State == "shut" {
+			state += fmt.Sprintf(" for %ds", p.Reopens)
+		}
+		t.add(p.Name, state, vlan, p.Addresses, limit, yesNo(p.Router))
 	}
 	t.print(w)
+	printLimits(w, b.Ports)
 	if len(b.Groups) > 0 {
 		fmt.Fprintln(w)
 		t := newTable("GROUP", "VLAN>", "PORTS")
 		for _, g := range b.Groups {
 			t.add(g.Address, vlanText(g.VLAN), strings.Join(g.Ports, " "))
 		}
+		t.print(w)
+	}
+}
+
+// printLimits prints the limits of those ports that have one, and what they cost.
+func printLimits(w io.Writer, ports []control.BridgePort) {
+	t := newTable("PORT", "LIMIT", "MOST>", "DROPPED>")
+	n := 0
+	for _, p := range ports {
+		for _, l := range []struct {
+			name, unit string
+			most, drop uint64
+		}{
+			{"mac_limit", "", uint64(p.MACLimit), p.Refused},
+			{"storm_broadcast", "/s", p.Storm.Broadcast, p.StormDropped.Broadcast},
+			{"storm_multicast", "/s", p.Storm.Multicast, p.StormDropped.Multicast},
+			{"storm_unknown", "/s", p.Storm.Unknown, p.StormDropped.Unknown},
+		} {
+			switch {
+			case l.most > 0:
+				t.add(p.Name, l.name, fmt.Sprint(l.most)+l.unit, l.drop)
+			case l.drop > 0: // it had that limit
+				t.add(p.Name, l.name, "-", l.drop)
+			default:
+				continue
+			}
+			n++
+		}
+	}
+	if n > 0 {
+		fmt.Fprintln(w)
 		t.print(w)
 	}
 }

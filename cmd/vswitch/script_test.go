@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -168,5 +169,37 @@ func TestTable(t *testing.T) {
 		"longer  1234  esc ?[31m, umlaut ?, line?feed\n"
 	if b.String() != want {
 		t.Errorf("table:\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+// ICMP has identifiers and types, not ports; other protocols may have neither.
+func TestPrintNAT(t *testing.T) {
+	flow := func(protocol, from, to, back, at string) control.NATFlow {
+		return control.NATFlow{Interface: "wan", Protocol: protocol, Kind: "masquerade", State: "new", Source: from, Destination: to, ReplySource: back, ReplyDestination: at}
+	}
+	var b strings.Builder
+	printNAT(&b, control.NATTable{Total: 9, Used: 12, Limit: 65536, Flows: []control.NATFlow{
+		flow("icmp", "10.1.0.2:2148", "10.2.0.2:8", "10.2.0.2:8", "10.2.0.1:7"),
+		flow("icmpv6", "[fd01::2]:2148", "[fd02::2]:128", "[fd02::2]:128", "[fd02::1]:2148"),
+		flow("icmp", "10.1.0.2:1", "10.2.0.2:13", "10.2.0.2:13", "10.2.0.1:1"),
+		flow("47", "10.1.0.2:0", "10.2.0.2:0", "10.2.0.2:0", "10.2.0.1:0"),
+		flow("tcp", "[fd01::2]:1", "[fd02::2]:80", "[fd02::2]:80", "[fd02::1]:1"),
+	}})
+	want := [][]string{
+		{"FROM", "TO", "ANSWER FROM", "ANSWER TO"},
+		{"10.1.0.2 id 2148", "10.2.0.2 echo", "10.2.0.2 echo", "10.2.0.1 id 7"},
+		{"fd01::2 id 2148", "fd02::2 echo", "fd02::2 echo", "fd02::1 id 2148"},
+		{"10.1.0.2 id 1", "10.2.0.2 timestamp", "10.2.0.2 timestamp", "10.2.0.1 id 1"},
+		{"10.1.0.2", "10.2.0.2", "10.2.0.2", "10.2.0.1"},
+		{"[fd01::2]:1", "[fd02::2]:80", "[fd02::2]:80", "[fd02::1]:1"},
+	}
+	lines := strings.Split(b.String(), "\n")
+	for i, w := range want {
+		if got := slices.DeleteFunc(strings.Split(lines[i], "  "), func(s string) bool { return strings.TrimSpace(s) == "" }); len(got) < 8 || !slices.EqualFunc(got[4:8], w, func(g, w string) bool { return strings.TrimSpace(g) == w }) {
+			t.Errorf("%q, want %q", got, w)
+		}
+	}
+	if got := lines[len(want)]; got != "5 of 9 flows shown; 12 in the table, room for 65536" {
+		t.Errorf("%q", got)
 	}
 }

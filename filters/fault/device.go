@@ -129,6 +129,7 @@ func (d *device) failInit() error {
 		return nil
 	}
 	x.failed++
+	x.calls.Add(1)
 	return fmt.Errorf("%w: %s", ndiscore.ErrFailure, x.why)
 }
 
@@ -262,7 +263,7 @@ func (d *device) Reset(ctx context.Context) (addressing bool, err error) {
 	hang, storm := d.faults[KindHang], d.faults[KindResetStorm]
 	d.mu.Unlock()
 	if hang != nil && hang.v.flag("heals") {
-		d.finish(hang)
+		d.finish(hang, false)
 		hang.heal()
 	}
 	if storm != nil {
@@ -388,15 +389,19 @@ func (d *device) begin(kind string, v values, why string, heal func()) (*deviceF
 	case KindLinkDown:
 		d.with(d.showLink)
 	case KindSurprise:
-		d.with(func(h *deviceHandle) { h.SurpriseRemove(why) })
+		d.with(func(h *deviceHandle) {
+			x.calls.Add(1)
+			h.SurpriseRemove(why)
+		})
 	case KindResetStorm:
 		d.storm(x)
 	}
 	return x, nil
 }
 
-// finish turns a fault off; a second time does nothing.
-func (d *device) finish(x *deviceFault) {
+// finish turns a fault off; a second time does nothing. Before the last halt the
+// adapter hears nothing of it, and a device that was taken away stays away.
+func (d *device) finish(x *deviceFault, last bool) {
 	d.mu.Lock()
 	if d.faults[x.kind] != x {
 		d.mu.Unlock()
@@ -408,11 +413,11 @@ func (d *device) finish(x *deviceFault) {
 	if x.timer != nil {
 		x.timer.Stop()
 	}
-	if x.kind == KindSurprise && d.away != nil {
+	if x.kind == KindSurprise && d.away != nil && !last {
 		close(d.away)
 	}
 	d.mu.Unlock()
-	if x.kind == KindLinkDown {
+	if x.kind == KindLinkDown && !last {
 		d.with(d.showLink)
 	}
 }
@@ -423,14 +428,17 @@ func (d *device) refuseLocked() {
 	if x := d.faults[KindHang]; x != nil {
 		r = &refusal{ndiscore.DropFaultHang, &x.effect}
 	} else if x := d.faults[KindLinkDown]; x != nil {
-		r = &refusal{ndiscore.DropLinkDown, &x.effect}
+		r = &refusal{ndiscore.DropFaultLinkDown, &x.effect}
 	}
 	d.refuse.Store(r)
 }
 
 // storm asks for a reset, and sets the time of the next.
 func (d *device) storm(x *deviceFault) {
-	d.with(func(h *deviceHandle) { h.Reset(x.why) })
+	d.with(func(h *deviceHandle) {
+		x.calls.Add(1)
+		h.Reset(x.why)
+	})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.faults[x.kind] == x {

@@ -28,7 +28,7 @@ func TestLinkDown(t *testing.T) {
 	r.send(0, 3)
 	r.must(r.b.Inject(ndistest.Frame(r.a.MAC(), r.b.MAC(), 9, 100)))
 	c := r.info("b").Counters
-	if tx, rx := c.TxDropped["link-down"], c.RxDropped["link-down"]; tx != 3 || rx != 1 {
+	if tx, rx := c.TxDropped["fault-link-down"], c.RxDropped["fault-link-down"]; tx != 3 || rx != 1 {
 		t.Errorf("dropped %d, %d", tx, rx)
 	}
 	if l := r.j.List()[0]; l.TX.Frames != 3 || l.RX.Frames != 1 {
@@ -116,6 +116,9 @@ func TestFailInit(t *testing.T) {
 		}
 	}
 	r.must(r.core.Start(r.ctx(), "b", "test"))
+	if l := r.j.List()[0]; l.Calls != 2 {
+		t.Errorf("two initialisations failed, counted %+v", l)
+	}
 	r.clear(l.ID)
 	l = r.inject("fail-init", "on=b")
 	r.must(r.core.Stop(r.ctx(), "b", "test"))
@@ -135,6 +138,9 @@ func TestResetStorm(t *testing.T) {
 	for want := range int32(2) {
 		ndistest.Await(t, "a reset", func() bool { return r.ra.resets.Load() > want })
 		clock.Advance(100 * time.Millisecond)
+	}
+	if l := r.j.List()[0]; l.Calls != 3 {
+		t.Errorf("three resets asked for, counted %+v", l)
 	}
 	r.clear(l.ID)
 	ndistest.Await(t, "the last reset", func() bool {
@@ -164,6 +170,9 @@ func TestSurprise(t *testing.T) {
 		return i.State == ndiscore.StateHalted && i.LastHalt == ndiscore.HaltSurpriseRemoved && i.Waiting
 	}
 	ndistest.Await(t, "halt", gone)
+	if l := r.j.List()[0]; l.Calls != 1 {
+		t.Errorf("one removal, counted %+v", l)
+	}
 	if _, err := r.j.Inject(r.ctx(), fault.Spec{Kind: "surprise", Adapter: "a"}); !errors.Is(err, ndiscore.ErrExists) {
 		t.Errorf("again: %v", err)
 	}
@@ -200,6 +209,27 @@ func TestSurprise(t *testing.T) {
 	r.must(r.core.Stop(r.ctx(), "a", "test"))
 	if _, err := r.j.Inject(r.ctx(), fault.Spec{Kind: "surprise", Adapter: "a"}); !errors.Is(err, ndiscore.ErrInvalidState) {
 		t.Errorf("on what is down: %v", err)
+	}
+}
+
+// At the end of a switch a device that was taken away is not started once more.
+func TestSurpriseAtTheEnd(t *testing.T) {
+	r := newRig(t, nil, fault.Options{Allow: true})
+	r.inject("surprise", "on=a")
+	ndistest.Await(t, "halt", func() bool { i := r.info("a"); return i.State == ndiscore.StateHalted && i.Waiting })
+	seen := len(r.events("adapter.state"))
+	r.must(r.j.Close(r.ctx()))
+	if e := r.events("fault.stopped"); len(e) != 1 || len(r.j.List()) != 0 {
+		t.Errorf("events %+v, left %+v", e, r.j.List())
+	}
+	if err := r.core.Start(r.ctx(), "a", "test"); !errors.Is(err, ndiscore.ErrDeviceAbsent) {
+		t.Errorf("start: %v", err)
+	}
+	r.must(r.core.Close(r.ctx(), "shutdown"))
+	for _, e := range r.events("adapter.state")[seen:] {
+		if e.Adapter == "a" && e.To == ndiscore.StateRunning.String() {
+			t.Errorf("it was started again: %+v", e)
+		}
 	}
 }
 

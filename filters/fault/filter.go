@@ -47,8 +47,9 @@ type runner interface {
 
 // effect is what all stages have.
 type effect struct {
-	dirs Direction
-	hits [2]struct{ frames, bytes atomic.Uint64 } // by index(dir)
+	dirs  Direction
+	hits  [2]struct{ frames, bytes atomic.Uint64 } // by index(dir)
+	calls atomic.Uint64                            // of a device fault: see Lease.Calls
 }
 
 func (e *effect) common() *effect { return e }

@@ -35,6 +35,8 @@ var ErrNotAllowed = errors.New("faults may not be injected here")
 type Core interface {
 	InsertFilter(ctx context.Context, adapter string, spec ndiscore.FilterSpec, index int, why string) error
 	RemoveFilter(ctx context.Context, adapter, filter, why string) error
+	Adapters(ctx context.Context) ([]ndiscore.AdapterInfo, error)
+	Bundles(ctx context.Context) ([]ndiscore.BundleInfo, error)
 }
 
 // Options is what an Injector is made from.
@@ -58,6 +60,7 @@ type Injector struct {
 	mu      sync.Mutex // guards all below; not held across a call
 	core    Core
 	allow   bool
+	closed  bool // adapters are about to be halted: nothing is started again
 	longest time.Duration
 	last    uint64   // lease id
 	leases  []*lease // in the order of their ids
@@ -93,8 +96,9 @@ type Lease struct {
 	Spec
 	Began   time.Time `json:"began"`
 	Expires time.Time `json:"expires"`
-	RX      Hits      `json:"rx"` // what it did to frames into the switch
-	TX      Hits      `json:"tx"` // … and out of it
+	RX      Hits      `json:"rx"`    // what it did to frames into the switch
+	TX      Hits      `json:"tx"`    // … and out of it
+	Calls   uint64    `json:"calls"` // of a device fault: resets asked for, initialisations failed, removals made
 }
 
 // Hits is how many frames a fault hit.
@@ -165,6 +169,9 @@ func (j *Injector) inject(ctx context.Context, s Spec) (Lease, error) {
 		return Lease{}, err
 	}
 	l, err := j.register(s, k)
+	if errors.Is(err, ndiscore.ErrAdapterNotFound) {
+		return Lease{}, j.noDevice(ctx, s.Adapter)
+	}
 	if err != nil {
 		return Lease{}, err
 	}
@@ -219,7 +226,7 @@ func (j *Injector) register(s Spec, k *Kind) (*lease, error) {
 	case len(j.leases) >= j.most:
 		return nil, fmt.Errorf("%w: there are %d faults already: clear some", ndiscore.ErrResources, len(j.leases))
 	case k.Device && d == nil:
-		return nil, fmt.Errorf("%w: only an adapter with a driver has a device that can fail", ndiscore.ErrAdapterNotFound)
+		return nil, ndiscore.ErrAdapterNotFound
 	}
 	if s.For == 0 {
 		s.For = j.longest
@@ -240,6 +247,35 @@ func (j *Injector) register(s Spec, k *Kind) (*lease, error) {
 	l := &lease{Lease: Lease{ID: j.last, Spec: s}, on: t, device: d}
 	j.leases = append(j.leases, l)
 	return l, nil
+}
+
+// noDevice says why there is no device of that name that could fail.
+func (j *Injector) noDevice(ctx context.Context, name string) error {
+	there, err := j.known(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case there:
+		return fmt.Errorf("%w: only an adapter with a driver has a device that can fail; a bundle or a bridge stands on such", ndiscore.ErrNotSupported)
+	}
+	return ndiscore.ErrAdapterNotFound
+}
+
+// known reports whether name is an adapter, a bridge or a bundle of the core.
+func (j *Injector) known(ctx context.Context, name string) (bool, error) {
+	core := j.theCore()
+	if core == nil {
+		return false, nil
+	}
+	adapters, err := core.Adapters(ctx)
+	if err != nil {
+		return false, err
+	}
+	if slices.ContainsFunc(adapters, func(a ndiscore.AdapterInfo) bool { return a.Name == name }) {
+		return true, nil
+	}
+	bundles, err := core.Bundles(ctx) // an ndis5 bundle is no adapter
+	return slices.ContainsFunc(bundles, func(b ndiscore.BundleInfo) bool { return b.Name == name }), err
 }
 
 // beginFrames turns a fault of frames on, and puts the filter in for the first.
@@ -300,7 +336,8 @@ type Selection struct {
 }
 
 // Clear ends the leases selected and says how many these were. When it returns,
-// what they did is over. ErrNotFound for an ID that there is not.
+// what they did is over. ErrNotFound for an ID that there is not,
+// ErrAdapterNotFound for an adapter.
 func (j *Injector) Clear(ctx context.Context, s Selection, why string) (int, error) {
 	if s == (Selection{}) {
 		return 0, fmt.Errorf("clear faults: %w: say which: an id, an owner, an adapter, or all", ndiscore.ErrInvalidData)
@@ -319,6 +356,15 @@ func (j *Injector) Clear(ctx context.Context, s Selection, why string) (int, err
 	if n == 0 && s.ID != 0 && len(errs) == 0 {
 		return 0, fmt.Errorf("clear fault %d: %w: it may have ended by itself", s.ID, ndiscore.ErrNotFound)
 	}
+	if n == 0 && s.Adapter != "" && len(errs) == 0 {
+		there, err := j.known(ctx, s.Adapter)
+		if err == nil && !there {
+			err = ndiscore.ErrAdapterNotFound
+		}
+		if err != nil {
+			return 0, fmt.Errorf("clear faults on %.20s: %w", s.Adapter, err)
+		}
+	}
 	return n, errors.Join(errs...)
 }
 
@@ -328,9 +374,15 @@ func (j *Injector) EndOwner(ctx context.Context, owner, why string) error {
 	return err
 }
 
-// Close permits no more faults and ends all.
+// Close permits no more faults and ends all, for a switch that is about to halt
+// its adapters. So nothing is put back that would have one of them start again:
+// a device that was taken away stays away, and a filter stays in, with nothing
+// left to do.
 func (j *Injector) Close(ctx context.Context) error {
 	j.Permit(false, 0)
+	j.mu.Lock()
+	j.closed = true
+	j.mu.Unlock()
 	_, err := j.Clear(ctx, Selection{All: true}, "shutdown")
 	return err
 }
@@ -396,8 +448,14 @@ func (j *Injector) end(ctx context.Context, l *lease, what, why string) (ended b
 		return true, nil
 	}
 	l.timer.Stop()
+	j.mu.Lock()
+	closed := j.closed
+	j.mu.Unlock()
+	if closed {
+		what = "fault.stopped"
+	}
 	if l.fault != nil {
-		l.device.finish(l.fault)
+		l.device.finish(l.fault, closed)
 	} else {
 		err = j.endFrames(ctx, l, why)
 	}
@@ -407,7 +465,8 @@ func (j *Injector) end(ctx context.Context, l *lease, what, why string) (ended b
 }
 
 // endFrames turns a fault of frames off, and takes the filter out after the
-// last. A filter that cannot be taken out stays, and lets everything pass.
+// last. A filter that cannot be taken out stays, and lets everything pass; from a
+// suspended adapter it goes when that wakes.
 func (j *Injector) endFrames(ctx context.Context, l *lease, why string) error {
 	t := l.on
 	err := t.filter.remove(ctx, l.stage)
@@ -415,7 +474,7 @@ func (j *Injector) endFrames(ctx context.Context, l *lease, why string) error {
 		return err
 	}
 	j.mu.Lock()
-	gone := j.targets[l.Adapter] != t
+	gone := j.closed || j.targets[l.Adapter] != t
 	j.mu.Unlock()
 	if gone {
 		return err
@@ -424,6 +483,9 @@ func (j *Injector) endFrames(ctx context.Context, l *lease, why string) error {
 	if errors.Is(out, ndiscore.ErrInvalidState) {
 		// Either it cannot leave now, or it will when what overtook us is over.
 		out = j.theCore().RemoveFilter(ctx, l.Adapter, t.name, why)
+	}
+	if errors.Is(out, ndiscore.ErrInvalidState) {
+		return err // asleep: see AdapterAwake
 	}
 	for _, gone := range []error{ndiscore.ErrNotFound, ndiscore.ErrAdapterNotFound, ndiscore.ErrStopped} {
 		if errors.Is(out, gone) {
@@ -435,6 +497,38 @@ func (j *Injector) endFrames(ctx context.Context, l *lease, why string) error {
 		t.inserted.Store(false)
 	}
 	return errors.Join(err, out)
+}
+
+// AdapterAwake takes the filter out of an adapter whose last fault ended while it
+// slept, when nothing could leave its chain. It does not block.
+func (j *Injector) AdapterAwake(adapter string) {
+	j.mu.Lock()
+	t := j.targets[adapter]
+	j.mu.Unlock()
+	if t == nil || !t.inserted.Load() {
+		return
+	}
+	go func() { // "fault sweep": ends with its limit
+		ctx, cancel := context.WithTimeout(context.Background(), endLimit)
+		defer cancel()
+		if t.take(ctx) != nil {
+			return // whoever has it so long begins or ends a fault there, and tells
+		}
+		defer t.done()
+		j.mu.Lock()
+		used := j.closed || j.targets[adapter] != t || slices.ContainsFunc(j.leases, func(x *lease) bool { return x.on == t })
+		j.mu.Unlock()
+		if used || !t.inserted.Load() || j.theCore().RemoveFilter(ctx, adapter, t.name, "its last fault has ended") != nil {
+			return
+		}
+		t.filter = newFilter()
+		t.inserted.Store(false)
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if !slices.ContainsFunc(j.leases, func(x *lease) bool { return x.on == t }) {
+			delete(j.targets, adapter)
+		}
+	}()
 }
 
 func (j *Injector) listed(l *lease) bool {
@@ -475,6 +569,7 @@ func (l *lease) showLocked() Lease {
 	for i, h := range []*Hits{&s.RX, &s.TX} {
 		h.Frames, h.Bytes = l.effect.hits[i].frames.Load(), l.effect.hits[i].bytes.Load()
 	}
+	s.Calls = l.effect.calls.Load()
 	return s
 }
 

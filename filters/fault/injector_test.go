@@ -132,13 +132,21 @@ func TestSelection(t *testing.T) {
 	if n, err := r.j.Clear(r.ctx(), fault.Selection{Owner: "x", Adapter: "a"}, "test"); n != 1 || err != nil || !slices.Equal(left(), []uint64{2, 3, 4}) {
 		t.Errorf("%d, %v, left %v", n, err, left())
 	}
+	if _, err := r.j.Clear(r.ctx(), fault.Selection{Adapter: "nobody"}, "test"); !errors.Is(err, ndiscore.ErrAdapterNotFound) || !strings.Contains(err.Error(), "nobody") {
+		t.Errorf("clear on nobody: %v", err)
+	}
 	r.must(r.j.EndOwner(r.ctx(), "x", "its connection is closed"))
+	if n, err := r.j.Clear(r.ctx(), fault.Selection{Adapter: "b"}, "test"); n != 0 || err != nil {
+		t.Errorf("clear where there is none: %d, %v", n, err)
+	}
 	if !slices.Equal(left(), []uint64{2}) || len(r.filters("b")) != 0 || len(r.filters("a")) != 1 {
 		t.Errorf("left %v", left())
 	}
+	// The end of the switch is told as such, and pauses nothing to take a filter out.
+	pauses := len(r.events("adapter.state"))
 	r.must(r.j.Close(r.ctx()))
-	if len(left()) != 0 || len(r.filters("a")) != 0 {
-		t.Errorf("left %v", left())
+	if len(left()) != 0 || len(r.events("fault.stopped")) != 1 || len(r.events("adapter.state")) != pauses {
+		t.Errorf("left %v, states %+v", left(), r.events("adapter.state")[pauses:])
 	}
 	if _, err := r.j.Inject(r.ctx(), fault.Spec{Kind: "surprise", Adapter: "a"}); !errors.Is(err, fault.ErrNotAllowed) {
 		t.Errorf("after Close: %v", err)
@@ -159,7 +167,7 @@ func TestRefused(t *testing.T) {
 		{[]string{"drop", "on=a", "chance=1", "for=61s"}, ndiscore.ErrInvalidData, "longest allowed is 1m0s"},
 		{[]string{"drop", "on=a", "chance=1", "for=-1s"}, ndiscore.ErrInvalidData, "for:"},
 		{[]string{"drop", "on=nobody", "chance=1"}, ndiscore.ErrAdapterNotFound, "nobody"},
-		{[]string{"hang", "on=nobody"}, ndiscore.ErrAdapterNotFound, "driver"},
+		{[]string{"hang", "on=nobody"}, ndiscore.ErrAdapterNotFound, "hang on nobody: no such adapter"},
 		{[]string{"hang", "on=a", "direction=rx"}, ndiscore.ErrInvalidData, "direction"},
 		{[]string{"reset-storm", "on=b"}, ndiscore.ErrNotSupported, "cannot be reset"},
 	} {

@@ -12,10 +12,11 @@ import (
 
 // Kind is one sort of fault that can be injected.
 type Kind struct {
-	Name   string  `json:"name"`
-	Help   string  `json:"help"`
-	Device bool    `json:"device"` // it is the device that fails, not frames: it has no direction
-	Params []Param `json:"params"`
+	Name   string   `json:"name"`
+	Help   string   `json:"help"`
+	Device bool     `json:"device"` // it is the device that fails, not frames: it has no direction
+	Params []Param  `json:"params"`
+	OneOf  []string `json:"one_of,omitempty"` // exactly one of these parameters has to be given
 
 	check func(v values) error // what no single parameter can tell
 	frame func(v values, dirs Direction, seed uint64) stage
@@ -72,10 +73,13 @@ func picks(verb string) []Param {
 	}
 }
 
+// pickOne are those of picks of which each fault has exactly one.
+var pickOne = []string{"chance", "every", "first"}
+
 // onePick: a fault that chooses frames is told how in exactly one way.
 func onePick(v values) error {
 	n := 0
-	for _, name := range []string{"chance", "every", "first"} {
+	for _, name := range pickOne {
 		if v.given(name) {
 			n++
 		}
@@ -89,7 +93,7 @@ func onePick(v values) error {
 // kinds is the table of everything that can be injected.
 var kinds = []Kind{
 	{
-		Name: KindDrop, Help: "lose frames", Params: picks("lose"), check: onePick,
+		Name: KindDrop, Help: "lose frames", Params: picks("lose"), OneOf: pickOne, check: onePick,
 		frame: func(v values, d Direction, seed uint64) stage { return newDrop(v, d, seed) },
 	},
 	{
@@ -110,7 +114,7 @@ var kinds = []Kind{
 		frame: func(v values, d Direction, seed uint64) stage { return newDelay(v, d, seed) },
 	},
 	{
-		Name: KindDuplicate, Help: "pass frames on twice", Params: picks("duplicate"), check: onePick,
+		Name: KindDuplicate, Help: "pass frames on twice", Params: picks("duplicate"), OneOf: pickOne, check: onePick,
 		frame: func(v values, d Direction, seed uint64) stage { return newDuplicate(v, d, seed) },
 	},
 	{
@@ -118,7 +122,7 @@ var kinds = []Kind{
 		Params: append(picks("corrupt"),
 			Param{Name: "bits", Unit: UnitCount, Default: "1", min: 1, max: mostBits, Help: "how many bits, side by side"},
 			Param{Name: "where", Unit: UnitWord, Words: []string{"payload", "frame"}, Default: "payload", Help: "where: behind the link header, or anywhere in the frame"},
-		), check: onePick,
+		), OneOf: pickOne, check: onePick,
 		frame: func(v values, d Direction, seed uint64) stage { return newCorrupt(v, d, seed) },
 	},
 	{
@@ -152,7 +156,7 @@ var kinds = []Kind{
 func Kinds() []Kind {
 	all := slices.Clone(kinds)
 	for i := range all {
-		all[i].Params = slices.Clone(all[i].Params)
+		all[i].Params, all[i].OneOf = slices.Clone(all[i].Params), slices.Clone(all[i].OneOf)
 		for j := range all[i].Params {
 			if p := &all[i].Params[j]; p.max > 0 {
 				p.Range = p.Unit.format(p.min) + " to " + p.Unit.format(p.max)

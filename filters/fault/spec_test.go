@@ -94,7 +94,10 @@ func TestKinds(t *testing.T) {
 		}
 		if i := slices.IndexFunc(k.Params, func(p fault.Param) bool { return p.Needed }); i >= 0 {
 			s.Params[k.Params[i].Name] = map[fault.Unit]string{fault.UnitTime: "1ms", fault.UnitRate: "1MB"}[k.Params[i].Unit]
-		} else if len(k.Params) > 0 && k.Params[0].Name == "chance" {
+		} else if len(k.OneOf) > 0 {
+			if err := s.Validate(); err == nil {
+				t.Errorf("%s needs none of %v", k.Name, k.OneOf)
+			}
 			s.Params["chance"] = "1%"
 		}
 		if err := s.Validate(); err != nil {
