@@ -71,6 +71,12 @@ on = "wan"
 addresses = ["10.2.0.1/24", "fd00:2::1/64"]
 masquerade = true
 masquerade6 = true
+[[route]]
+to = "default"
+via = "10.2.0.2"
+[[route]]
+to = "default"
+via = "fd00:2::2"
 [[forward]]
 interface = "outside"
 protocol = "tcp"

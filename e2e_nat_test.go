@@ -163,10 +163,15 @@ func TestNAT(t *testing.T) {
 	}
 
 	// What was forgotten on request is over; the others are not.
-	n, err := u.sw.FlushNAT(ctx, control.NATMatch{Address: "10.1.0.3"})
+	mark := newest(u.sw.Switch)
+	n, err := u.sw.FlushNAT(ctx, control.NATMatch{Address: "10.1.0.3", Protocol: "6"})
 	if err != nil || n < 2 {
 		t.Errorf("%d flows of 10.1.0.3 flushed, %v", n, err)
 	}
+	_, err = u.sw.WaitEvent(ctx, mark, func(e ndiscore.Event) bool {
+		return e.What == "nat.flushed" && e.Why == "flushed on request: address 10.1.0.3, protocol 6"
+	})
+	must(t, err)
 	for _, way := range []string{"out v4", "hairpin v4"} { // whether they survive is up to their ends
 		delete(s, way)
 	}
@@ -191,6 +196,10 @@ func TestNATNDIS5(t *testing.T) {
 		})
 		must(t, err)
 		s.flow(t, "bound to "+other)
+		// What the interface is bound to at the moment names it too.
+		if table, err := u.sw.NAT(ctx, control.NATMatch{Interface: other, Protocol: "tcp"}, 1); err != nil || len(table.Flows) != 1 || table.Total < len(before) {
+			t.Errorf("the flows on %s: %+v, %v", other, table, err)
+		}
 		must(t, u.wires[i].Restore(lab.EndA), u.waitRole(ctx, fmt.Sprintf("up%d", i), "secondary"))
 	}
 	if now := known(t, u.sw); !slices.Equal(now, before) {

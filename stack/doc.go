@@ -57,6 +57,14 @@
 // that the configuration no longer allows. A hairpinned packet that runs out of hops
 // here is lost without an answer: netstack would answer itself.
 //
+// # Answers
+//
+// What the router itself says goes to its reader by the best route, whatever address
+// it comes from, as RFC 1122 3.3.4.2 has it for a weak host. netstack prefers any
+// route out of the interface that has the address, such as the default route, even
+// when the reader is next door at another one. While it is delivered a packet that it
+// would answer so, it does not have those routes (detour, in feeder.go).
+//
 // # Neighbours
 //
 // netstack keeps 512 neighbours per NIC and version of IP and forgets the one that
@@ -126,6 +134,7 @@
 //	TestRegressionSuperFrame          64 KiB, and a port that cannot cut them
 //	TestRegressionGSOProbeFailure     a port that refuses super-frames although it offered to take them
 //	TestRegressionFragmentsAndGRE     what has no ports
+//	TestRegressionAnswerInterface     an answer from the address of another interface
 //	TestRegressionNeighborMove        a neighbour with another MAC
 //	TestRegressionManyNeighbors       more neighbours than netstack keeps
 //	TestRegressionNeighborFlood       65,536 stations that do not exist

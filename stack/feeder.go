@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
@@ -177,6 +178,7 @@ func (r *Router) deliver(it *punted) {
 		it.pkt.DecRef()
 		return
 	}
+	detour := r.detour(it)
 	up := *e.up.Load()
 	if it.super != nil && it.super.ep != nil {
 		out := it.super.ep
@@ -187,6 +189,48 @@ func (r *Router) deliver(it *punted) {
 		up.DeliverNetworkPacket(it.pkt.NetworkProtocolNumber, it.pkt)
 	}
 	it.pkt.DecRef()
+	for _, back := range detour { // after a panic there is a netstack that has them all
+		r.feed.net.s.AddRoute(back)
+	}
+}
+
+// detour takes away the routes by which netstack would answer a packet to an
+// address of ours out of the wrong interface, and returns them; netstack routes its
+// answers within the delivery. The best route to the sender may lead out of another
+// interface than the one that has the address. netstack, a strong host, then prefers
+// any route that leads out of the latter, such as the default route to the network
+// next door, and follows the best one only when there is none. A router is a weak host
+// (RFC 1122 3.3.4.2).
+func (r *Router) detour(it *punted) (gone []tcpip.Route) {
+	if it.class != classLocal && it.class != classControl {
+		return nil
+	}
+	f := r.fib.Load()
+	at, n, l := 12, 4, &f.v4
+	if it.pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber {
+		at, n, l = 8, 16, &f.v6
+	}
+	b, ok := it.pkt.Data().PullUp(at + 2*n)
+	if !ok {
+		return nil
+	}
+	src, dst := key4(b[at:]), key4(b[at+n:])
+	if n == 16 {
+		src, dst = key6(b[at:]), key6(b[at+n:])
+	}
+	own, best := l.lookup(dst), l.lookup(src)
+	if own == nil || own.kind != fibLocal || best == nil || best.kind != fibForward || best.egress == own.egress {
+		return nil
+	}
+	from := tcpip.AddrFromSlice(b[at : at+n])
+	r.feed.net.s.RemoveRoutes(func(o tcpip.Route) bool {
+		if o.NIC != own.egress.iface.id || !o.Destination.Contains(from) {
+			return false
+		}
+		gone = append(gone, o)
+		return true
+	})
+	return gone
 }
 
 // nowOurs reports whether a packet that was to be forwarded when it came is for

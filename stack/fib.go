@@ -34,7 +34,7 @@ type fibEntry struct {
 	kind   fibKind
 	edge   *nat.Edge     // for fibLocal: the NAT that may have something to say about it, or nil
 	mtu    int           // of egress
-	egress *port         // for fibForward
+	egress *port         // for fibForward; for fibLocal: the one that has the address
 	via    tcpip.Address // for fibForward: the next hop, zero if that is the destination
 }
 

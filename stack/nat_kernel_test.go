@@ -214,7 +214,7 @@ func TestKernelNAT(t *testing.T) {
 		})
 	}
 	kinds := map[string]int{}
-	flows, err := n.router.NATFlows(stack.NATFilter{Interface: "right"}, 0)
+	flows, _, err := n.router.NATFlows(stack.NATFilter{Interface: "right"}, 0)
 	must(t, err)
 	for _, f := range flows {
 		kinds[f.Kind]++
@@ -253,7 +253,7 @@ func TestKernelNATRebind(t *testing.T) {
 		t.Error(end.Err)
 	}
 	tcp := 0
-	flows, err := n.router.NATFlows(stack.NATFilter{Protocol: "tcp"}, 0)
+	flows, _, err := n.router.NATFlows(stack.NATFilter{Protocol: "tcp"}, 0)
 	must(t, err)
 	for _, f := range flows {
 		tcp++

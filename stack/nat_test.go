@@ -277,7 +277,7 @@ func TestNATLocal(t *testing.T) {
 		t.Errorf("%d bytes, %v", n, err)
 	}
 	kinds := map[string]int{}
-	flows, err := d.router.NATFlows(NATFilter{Interface: "b"}, 0)
+	flows, _, err := d.router.NATFlows(NATFilter{Interface: "b"}, 0)
 	for _, f := range flows {
 		kinds[f.Kind]++
 	}
@@ -376,7 +376,9 @@ func TestNATDrops(t *testing.T) {
 	if drops(ndiscore.DropFragment) != 1 {
 		t.Errorf("a fragment without its first: not counted")
 	}
-	eventually(t, "an event", func() bool { return d.events.has(`nat.full wan "">"": 1 flows, and none that could be given up`) })
+	eventually(t, "an event", func() bool {
+		return d.events.has(`nat.full wan "">"": 1 flow of at most 1, and none of them can be given up`)
+	})
 }
 
 func TestNATApply(t *testing.T) {
@@ -490,7 +492,7 @@ func TestNATUnderChange(t *testing.T) {
 			if _, err := d.router.FlushNAT(NATFilter{Address: netip.MustParsePrefix("10.1.0.0/16")}, "test"); err != nil {
 				t.Error(err)
 			}
-			if _, err := d.router.NATFlows(NATFilter{Interface: "wan"}, 0); err != nil {
+			if _, _, err := d.router.NATFlows(NATFilter{Interface: "wan"}, 0); err != nil {
 				t.Error(err)
 			}
 			d.router.nat.Tick(time.Now())

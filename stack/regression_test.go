@@ -3,6 +3,7 @@ package stack
 // One test for each way in which netstack, or a link below it, is known to have
 // broken a router: here those of links and time to live. Those in other files:
 //
+//	regression_answer_test.go    the interface by which answers leave
 //	regression_frame_test.go     checksums, super-frames, what has no ports
 //	regression_neighbor_test.go  who moves, who does not exist, and who are too many
 //	router_test.go               TestRegressionTooBig: netstack says MTU 0 in IPv6, and nothing for a super-frame

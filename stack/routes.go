@@ -116,7 +116,7 @@ func ownAddresses(p *port) []fibRoute {
 	var routes []fibRoute
 	for _, n := range p.station.Load().addresses {
 		a := n.Addr()
-		own := &fibEntry{kind: fibLocal}
+		own := &fibEntry{kind: fibLocal, egress: p}
 		if !a.IsLinkLocalUnicast() || a.Is4() {
 			own.edge = p.iface.edge.Load()
 		}
