@@ -183,6 +183,7 @@ func (u *uplinks) through(t *testing.T, bytes uint64) {
 func (u *uplinks) phase(t *testing.T, name, active string, mayLose uint64, do func() error) []ndiscore.Event {
 	t.Helper()
 	mark, before := newest(u.sw.Switch), fullQueues(t, u.sw.Switch)
+	counted, begun := counters(t, u.sw.Switch), time.Now()
 	must(t, do())
 	ctx := within(t, 30*time.Second)
 	if _, err := u.sw.WaitEvent(ctx, mark, func(e ndiscore.Event) bool { return e.What == "bundle.active" && e.To == active }); err != nil {
@@ -203,7 +204,8 @@ func (u *uplinks) phase(t *testing.T, name, active string, mayLose uint64, do fu
 			t.Errorf("%s: %d duplicated, %d corrupted", name, d.Duplicated, d.Corrupted)
 		}
 		if d.Lost > mayLose+d.Overrun+full+starved(d) {
-			t.Errorf("%s: lost %d, at most %d", name, d.Lost, mayLose)
+			t.Errorf("%s: lost %d, at most %d; the longest gap began after %s: %+v; counted %v",
+				name, d.Lost, mayLose, ms(d.GapAt.Sub(begun)), d, dropped(counted, counters(t, u.sw.Switch)))
 		}
 	}
 	events, _, _ := u.sw.Events(mark)

@@ -478,7 +478,7 @@ func (m *machine) publish(b *mBundle, set teamSet, why string) {
 	m.follow(b)
 	m.teamLink(b, why)
 	if changed(old, set) {
-		m.announce(b, why)
+		m.announce(b, grown(old, set))
 	}
 }
 
@@ -624,9 +624,29 @@ func (m *machine) follow(b *mBundle) {
 	}
 }
 
-// announce has everybody above the team tell the switches outside.
-func (m *machine) announce(b *mBundle, why string) {
-	m.emit(action{kind: actStatus, adapter: b.name, why: "network change"})
+// grown reports whether all who shared the flows go on, and others came: then
+// where the switches outside have learned stations to be is right.
+func grown(old, set teamSet) bool {
+	return set.carriers != nil && len(old.carriers) > 0 && !slices.ContainsFunc(old.carriers, func(c int) bool { return !slices.Contains(set.carriers, c) })
+}
+
+// What a team says of the network behind it.
+const (
+	networkChange = "network change"
+	groupsMoved   = "network change of groups"
+)
+
+// announce has everybody above the team tell the switches outside. With groups it
+// is only that frames to groups go another way. An announcement would do harm then:
+// it is flooded, comes down the other member's line from the far side, and a
+// learning switch on that line takes the station there for a moment, in which it
+// drops what is for it.
+func (m *machine) announce(b *mBundle, groups bool) {
+	what := networkChange
+	if groups {
+		what = groupsMoved
+	}
+	m.emit(action{kind: actStatus, adapter: b.name, why: what})
 }
 
 // moved takes note that the data path has left a member by itself.
@@ -654,7 +674,7 @@ func (m *machine) moved(ev event) {
 	m.follow(b)
 	m.teamLink(b, ev.why)
 	if changed(old, set) {
-		m.announce(b, ev.why)
+		m.announce(b, grown(old, set))
 	}
 }
 

@@ -363,7 +363,7 @@ func (c *Core) perform(a action) {
 		if a.link != (LinkState{}) {
 			c.tell(c.slots[a.adapter], a.link)
 		} else {
-			c.tell(c.slots[a.adapter], NetworkChange{Why: a.why})
+			c.tell(c.slots[a.adapter], NetworkChange{Why: a.why, Groups: a.why == groupsMoved})
 		}
 	case actOper:
 		s := c.slots[a.adapter]

@@ -49,6 +49,9 @@ func (l LinkState) same(o LinkState) bool { return l.Media == o.Media && l.Speed
 // addresses that live behind it, so that the switches outside learn the new way.
 type NetworkChange struct {
 	Why string
+	// Groups: only frames to groups take another way, and nobody has to learn
+	// where a station is.
+	Groups bool
 }
 
 // AttributesChange says that a running adapter's address or MTU is another one

@@ -373,7 +373,7 @@ func (r *Router) status(p *plug, s ndiscore.Status) {
 	if p.look() {
 		r.renew()
 	}
-	if s, ok := s.(ndiscore.NetworkChange); ok {
+	if s, ok := s.(ndiscore.NetworkChange); ok && !s.Groups {
 		r.announce(p, s.Why)
 	}
 }

@@ -384,12 +384,13 @@ func (b *Bridge) Status(bd *ndiscore.Binding, s ndiscore.Status) {
 	case ndiscore.AttributesChange:
 		b.change(p, b.fitMTULocked)
 	case ndiscore.NetworkChange:
-		if k := b.kept(); k != nil {
+		if k := b.kept(); k != nil && !s.Groups {
 			k.announce(p, s.Why)
 		}
 		b.snoop.fresh(p.id) // who listens there now is not known
 		if h := b.handle.Load(); h != nil {
-			(*h).IndicateStatus(ndiscore.NetworkChange{Why: "port " + p.name + ": " + s.Why})
+			s.Why = "port " + p.name + ": " + s.Why
+			(*h).IndicateStatus(s)
 		}
 	}
 }

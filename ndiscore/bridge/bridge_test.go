@@ -522,6 +522,20 @@ func TestAnnounce(t *testing.T) {
 
 // TestAnnouncePace checks that many addresses go out in bounded bursts, that a
 // storm of notices does not speed them up, and that a paused port gets none.
+// Where frames to groups go another way only, nobody has to learn anything.
+func TestAnnounceGroups(t *testing.T) {
+	l := newLAN(t, 2, false, nil)
+	l.wires[1].receive(frame(ndiscore.Broadcast, mac(1)))
+	l.counts()
+	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "a member came", Groups: true})
+	l.bridge.keeper.forgetPort(&port{}, false) // the keeper has seen all notices when it answers
+	if n := l.bridge.Stats().Announced; n != 0 {
+		t.Errorf("%d announced", n)
+	}
+	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "a member left"})
+	ndistest.Await(t, "announcement", func() bool { return l.bridge.Stats().Announced > 0 })
+}
+
 func TestAnnouncePace(t *testing.T) {
 	l := newLAN(t, 2, false, nil)
 	const n = 600
