@@ -163,10 +163,12 @@ func (u *uplinks) load(t *testing.T) {
 	u.udp.Snapshot(t.Context())
 }
 
-// through waits until so many more bytes of TCP have arrived at either end.
+// through waits until so many more bytes of TCP have arrived at either end, from
+// now on: what came since somebody last asked does not count.
 func (u *uplinks) through(t *testing.T, bytes uint64) {
 	t.Helper()
 	var there, back uint64
+	must(t, u.tcp.Snapshot().Err)
 	must(t, lab.Eventually(within(t, 30*time.Second), "TCP to go on", func() error {
 		s := u.tcp.Snapshot()
 		there, back = there+s.AtoB.Received, back+s.BtoA.Received
