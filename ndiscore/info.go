@@ -69,9 +69,6 @@ func (c *Core) adapterInfo(a *mAdapter) AdapterInfo {
 		Device: attrs.Device, MAC: attrs.MAC, MTU: attrs.MTU, Link: a.link,
 	}
 	info.Retrying = info.Waiting && a.after > 0
-	if a.state == StateHalted {
-		info.Link = LinkState{} // what was last known of it holds no more
-	}
 	info.Driver, info.Oper = s.kind(), a.oper.status
 	if b := c.m.bundleOf(a); b != nil {
 		info.Bundle = b.name
