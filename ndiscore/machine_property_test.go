@@ -514,7 +514,7 @@ func (p *play) usableMember(b *mBundle, i int) bool {
 	if mo != nil && mo.busy != nil && mo.busy.kind == actPauseBinding && mo.busy.protocol == teamProtocol(b.name) {
 		return false // from the moment it is asked to pause
 	}
-	return mo != nil && a != nil && mo.state == StateRunning && !mo.dead && !mo.surprise && a.goal == goalUp &&
+	return mo != nil && a != nil && mo.state == StateRunning && !mo.asleep && !mo.dead && !mo.surprise && a.goal == goalUp &&
 		mo.bindings[teamProtocol(b.name)+"@"+a.name] == BindingRunning && a.link.Connected()
 }
 
