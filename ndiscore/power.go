@@ -84,6 +84,7 @@ func (m *machine) powered(a *mAdapter, act *action, err error) {
 			}
 			a.waiters = nil
 			a.goal, a.cause = goalUp, err.Error()
+			a.tryAgain() // what failed on the way to sleep, when nobody judged it, is judged now
 		}
 	case err == nil:
 		m.awoke(a)
