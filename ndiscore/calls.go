@@ -64,6 +64,9 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 		case <-ctx.Done():
 			return fmt.Errorf("adapter %s: halt: an OID request does not return: %w", s.name, ErrQuarantined)
 		}
+		if s.out.quiet(ctx, false) != nil { // nor while sends are cancelled
+			return fmt.Errorf("adapter %s: halt: a call into it does not return: %w", s.name, ErrQuarantined)
+		}
 		s.adapter.Halt(ctx, a.halt)
 		s.alive.Store(aliveNo)
 		if a.halt == HaltPoweredDown {

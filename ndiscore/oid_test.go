@@ -256,6 +256,46 @@ func TestC92CancelSend(t *testing.T) {
 	}
 }
 
+// slowCancel is an adapter whose CancelSend returns when it is let, and whose
+// Halt says when it was called.
+type slowCancel struct {
+	ndiscore.Adapter
+	begun, let, halted chan struct{}
+}
+
+func (s *slowCancel) CancelSend(uint64) { close(s.begun); <-s.let }
+
+func (s *slowCancel) Halt(ctx context.Context, why ndiscore.HaltAction) {
+	close(s.halted)
+	s.Adapter.Halt(ctx, why)
+}
+
+// An adapter is not halted while it is asked to give sends back.
+func TestC92CancelSendDelaysHalt(t *testing.T) {
+	b := newCore(t, ndiscore.Options{})
+	m := &slowCancel{nic("M", ndistest.AdapterOptions{}), make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	b.register(named("fake", "M", m))
+	p := ndistest.NewProtocol("P1", nil)
+	b.protocol(p, "M")
+	b.add("M")
+	b.start("M")
+	b.must(b.core.Pause(b.ctx(), "M", "test")) // which would have waited
+	bd := p.Binding("M")
+	cancelled := later(func() error { bd.CancelSend(1); return nil })
+	<-m.begun
+	stopped := later(func() error { return b.core.Stop(b.ctx(), "M", "test") })
+	ndistest.Await(t, "P1 is unbound", func() bool { return p.Binding("M") == nil })
+	select {
+	case <-m.halted:
+		t.Error("halted while it cancelled sends")
+	case <-time.After(50 * time.Millisecond): // Halt would be next
+	}
+	close(m.let)
+	b.must(<-cancelled)
+	b.must(<-stopped)
+	<-m.halted
+}
+
 // returns notes how each batch came back.
 type returns struct {
 	*ndistest.Protocol
