@@ -86,8 +86,8 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 		s.update(func() { s.state.send = s.state.receive }) // unless it was closed again meanwhile
 	case actPause:
 		s.close(DropPaused)
-		if err := c.grace(ctx); err != nil {
-			return fmt.Errorf("adapter %s: pause: a worker does not leave the data path: %w", s.name, ErrQuarantined)
+		if err := c.grace(ctx, s); err != nil {
+			return fmt.Errorf("adapter %s: pause: %w", s.name, err)
 		}
 		s.adapter.Pause(ctx)
 		drain, cancel := context.WithTimeout(context.Background(), min(drainLimit, c.callLimit*2/5)) // with a Pause that used all of its time, still within the limit
@@ -115,8 +115,8 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 	case actPauseFilter:
 		m := s.module(a.filter)
 		s.update(func() { m.running = false })
-		if err := c.grace(ctx); err != nil {
-			return fmt.Errorf("adapter %s: filter %s: pause: %w", s.name, m.name, ErrQuarantined)
+		if err := c.grace(ctx, s); err != nil {
+			return fmt.Errorf("adapter %s: filter %s: pause: %w", s.name, m.name, err)
 		}
 		m.filter.Pause(ctx)
 	case actDetach:
@@ -142,15 +142,18 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 		// holds nothing.
 		b.open.Store(false)
 		c.updateWithSecondaries(s, func() {})
-		if c.grace(ctx) != nil || s.out.quiet(ctx, false) != nil {
-			return fmt.Errorf("adapter %s: pause of %s: a worker does not leave the data path: %w", s.name, p.name, ErrQuarantined)
+		if err := c.grace(ctx, s); err != nil {
+			return fmt.Errorf("adapter %s: pause of %s: %w", s.name, p.name, err)
+		}
+		if s.out.quiet(ctx, false) != nil {
+			return fmt.Errorf("adapter %s: pause of %s: a status indication does not end: %w", s.name, p.name, ErrQuarantined)
 		}
 		if err := p.impl.Event(ctx, b, EventPause); err != nil {
 			s.fault(fmt.Sprintf("%s refuses to pause, which it may not: %v", p.name, err))
 		}
 		b.running.Store(false)
-		if c.grace(ctx) != nil {
-			return fmt.Errorf("adapter %s: pause of %s: a worker does not leave the data path: %w", s.name, p.name, ErrQuarantined)
+		if err := c.grace(ctx, s); err != nil {
+			return fmt.Errorf("adapter %s: pause of %s: %w", s.name, p.name, err)
 		}
 	case actBindsComplete:
 		return p.impl.Event(ctx, nil, EventBindsComplete)
@@ -218,8 +221,8 @@ func (s *slot) audience(ctx context.Context) (ls []listener) {
 func (s *slot) setPower(ctx context.Context, p PowerState) error {
 	if p == PowerD3 {
 		s.update(func() { s.state.asleep = true })
-		if err := s.core.grace(ctx); err != nil {
-			return fmt.Errorf("adapter %s: suspend: a worker does not leave the data path: %w", s.name, ErrQuarantined)
+		if err := s.core.grace(ctx, s); err != nil {
+			return fmt.Errorf("adapter %s: suspend: %w", s.name, err)
 		}
 	}
 	err := s.ask(ctx, true, func() *OIDRequest { return &OIDRequest{ID: OIDPnPSetPower, Kind: OIDSet, Data: p} })

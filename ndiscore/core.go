@@ -29,6 +29,7 @@ type Core struct {
 	clock     Clock
 	born      time.Time // when it was made
 	callLimit time.Duration
+	patience  time.Duration // how long a worker may stay inside before those elsewhere no longer wait for it
 	events    *eventLog
 
 	inbox struct {
@@ -53,7 +54,6 @@ type Core struct {
 	turning  bool // turn is being advanced
 
 	turn    atomic.Uint64 // a clock for the packet path, in turns of turnLength, while a bundle needs it
-	graceMu sync.Mutex    // one waiter for the workers at a time
 	workers struct {
 		sync.Mutex // guards registration
 		live       [MaxWorkers]atomic.Pointer[Worker]
@@ -93,7 +93,7 @@ func New(o Options) *Core {
 		o.CallLimit = 20 * time.Second
 	}
 	return &Core{
-		clock: o.Clock, born: o.Clock.Now(), callLimit: o.CallLimit, events: newEventLog(o.Events),
+		clock: o.Clock, born: o.Clock.Now(), callLimit: o.CallLimit, patience: max(o.CallLimit/20, time.Millisecond), events: newEventLog(o.Events),
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 		m:     &machine{decider: o.Decider},
 		slots: map[string]*slot{}, teams: map[string]*team{}, replies: map[int]chan error{}, protos: map[string]*protocol{},
@@ -473,6 +473,9 @@ func (c *Core) setPrimary(b *mBundle, members []string, name string) {
 			share.members = append(share.members, s)
 			share.seeds = append(share.seeds, laneSeed(s.name))
 		}
+		for _, s := range share.members {
+			s.related(share.members)
+		}
 	}
 	// The primary first: whoever opens a binding of it meanwhile publishes the
 	// secondaries too, or has done so before they look.
@@ -483,6 +486,19 @@ func (c *Core) setPrimary(b *mBundle, members []string, name string) {
 		s.update(func() { s.primary, s.share = p, share })
 	}
 	c.keepTurning()
+}
+
+// related notes that frames of s may be handed on in the name of others from now
+// on, and theirs in its: a worker in the data path of any of them may use what
+// any other had published.
+func (s *slot) related(others []*slot) {
+	s.publish.Lock()
+	defer s.publish.Unlock()
+	for _, o := range others {
+		if o != s && !slices.Contains(s.kin, o) {
+			s.kin = append(s.kin, o)
+		}
+	}
 }
 
 // keepTurning advances turn for as long as a bundle needs it.
@@ -500,16 +516,20 @@ func (c *Core) keepTurning() {
 	})
 }
 
-// grace waits until every worker that may have seen the old tables has left
-// the data path (design: quiescence by epochs). Never on a worker.
-func (c *Core) grace(ctx context.Context) error {
-	c.graceMu.Lock()
-	defer c.graceMu.Unlock()
+// grace waits until no worker uses what has just been taken out of the data path
+// of s (design: quiescence by epochs): until each has moved on, or, where one is
+// stuck, is elsewhere. Never on a worker.
+func (c *Core) grace(ctx context.Context, s *slot) error {
+	s.publish.Lock()
+	concerned := append([]*slot{s}, s.kin...)
+	s.publish.Unlock()
 	for i := range c.workers.live {
-		if w := c.workers.live[i].Load(); w != nil {
-			if err := w.passed(ctx); err != nil {
-				return fmt.Errorf("worker %s: %w", w.name, err)
-			}
+		w := c.workers.live[i].Load()
+		if w == nil {
+			continue
+		}
+		if err := w.passed(ctx, concerned, c.patience); err != nil {
+			return fmt.Errorf("%w: %w", err, ErrQuarantined)
 		}
 	}
 	return nil
@@ -571,6 +591,11 @@ func (c *Core) forget(name string) {
 		delete(c.awaiting, name)
 	}
 	delete(c.slots, name)
+	for _, o := range c.slots { // nobody is inside it any more
+		o.publish.Lock()
+		o.kin = slices.DeleteFunc(o.kin, func(k *slot) bool { return k == s })
+		o.publish.Unlock()
+	}
 	c.order = slices.DeleteFunc(c.order, func(n string) bool { return n == name })
 	s.abortOID(ErrInvalidHandle)
 	if h := s.driver; h != nil {

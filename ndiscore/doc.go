@@ -77,14 +77,17 @@
 // inside has moved on (Core.grace). Pause then joins the device's own goroutines
 // and waits for kept batches. No count is shared between workers.
 //
+// A worker also notes in which adapters' data paths it is, so that one who never
+// comes back costs those adapters and nobody else: after a while (the call limit
+// over 20) the others no longer wait for it.
+//
 // # Locks, in the order in which they may be taken
 //
-//  1. Core.graceMu     one waiter for the workers; calls of the control side only
-//  2. slot.oids        one Request at a time to an adapter
-//  3. protocols' and adapters' own control locks
-//  4. slot.publish     replacing an adapter's path; an ndis5 secondary's before its primary's
-//  5. an adapter's tx queue lock: held for one batch's system calls
-//  6. leaves: Core.inbox, Core.workers, team.moves, eventLog
+//  1. slot.oids        one Request at a time to an adapter
+//  2. protocols' and adapters' own control locks
+//  3. slot.publish     replacing an adapter's path; an ndis5 secondary's before its primary's
+//  4. an adapter's tx queue lock: held for one batch's system calls
+//  5. leaves: Core.inbox, Core.workers, team.moves, eventLog
 //
 // None is held across IndicateReceive or Send, and none is taken per frame.
 package ndiscore

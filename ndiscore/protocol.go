@@ -132,7 +132,7 @@ func (b *Binding) Usable() bool {
 func (b *Binding) Send(batch *Batch) {
 	batch.origin = b
 	w := batch.Worker
-	w.enter() // first, so that a pause waits for whoever it still lets through
+	w.enter(b.slot) // first, so that a pause waits for whoever it still lets through
 	if b.running.Load() {
 		b.slot.send(w, batch)
 	} else {

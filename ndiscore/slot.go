@@ -52,6 +52,7 @@ type slot struct {
 	secondaries []*slot    // ndis5: who delivers to this primary's bindings
 	share       *sharing   // ndis5: the bundle, if there is more than a primary
 	joint       jointLink  // ndis5: as a primary
+	kin         []*slot    // ndis5: whoever shares its frames with it, or did
 
 	told chan struct{} // closed when those above have heard the newest that the core said; of Run's goroutine alone
 
@@ -239,7 +240,7 @@ func (s *slot) close(r DropReason) {
 // IndicateReceive implements AdapterHandle.
 func (s *slot) IndicateReceive(b *Batch) {
 	w := b.Worker
-	w.enter()
+	w.enter(s)
 	s.receive(w, b)
 	w.leave()
 }
@@ -503,7 +504,7 @@ func (s *slot) NewWorker(queue int) *Worker {
 	if err != nil {
 		// The call in progress, Initialize or Restart, fails when it returns.
 		s.crowded.Store(true)
-		w = &Worker{id: MaxWorkers, spare: true, name: s.name, core: s.core, moved: make(chan struct{}, 1)}
+		w = &Worker{id: MaxWorkers, spare: true, name: s.name, core: s.core}
 	}
 	return w
 }
@@ -742,7 +743,7 @@ func (m *filterModule) Clock() Clock { return m.slot.core.clock }
 // Send implements FilterHandle.
 func (m *filterModule) Send(b *Batch) {
 	w := b.Worker
-	w.enter()
+	w.enter(m.slot)
 	defer w.leave()
 	// What comes on a worker that was outside is the filter's own, and meets a
 	// closed path like anybody's.
@@ -766,7 +767,7 @@ func (m *filterModule) Send(b *Batch) {
 // IndicateReceive implements FilterHandle.
 func (m *filterModule) IndicateReceive(b *Batch) {
 	w := b.Worker
-	w.enter()
+	w.enter(m.slot)
 	defer w.leave()
 	if !m.attached.Load() { // it is gone
 		b.DropAll(DropPaused)

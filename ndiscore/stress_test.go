@@ -22,11 +22,17 @@ var stressFor = flag.Duration("stress", 2*time.Second, "how long TestStress runs
 //
 //	lan0 --- P1 (forwards) --- wan = team(up0, up1, up2)
 //	         P2 (keeps)   --- solo, kept batches, one filter
+//
+// Impatient: nobody waits for a worker that is elsewhere, as if it were stuck.
 func TestStress(t *testing.T) {
-	leakFree(t)
 	if testing.Short() {
 		t.Skip("short")
 	}
+	t.Run("patient", func(t *testing.T) { stress(t, 0) })
+	t.Run("impatient", func(t *testing.T) { stress(t, time.Nanosecond) })
+}
+
+func stress(t *testing.T, patience time.Duration) {
 	lan := nic("lan0", ndistest.AdapterOptions{Forget: true, Hangs: true})
 	solo := nic("solo", ndistest.AdapterOptions{Forget: true, KeepReceives: true, Device: true, Resets: true, PowerAware: true})
 	ups := []*ndistest.Adapter{
@@ -36,6 +42,9 @@ func TestStress(t *testing.T) {
 	}
 	all := append([]*ndistest.Adapter{lan, solo}, ups...)
 	b := newBench(t, ndiscore.Options{Decider: sticky{}, CallLimit: 15 * time.Second}, all...)
+	if patience > 0 {
+		ndiscore.SetPatience(b.core, patience)
+	}
 	p1, p2 := ndistest.NewProtocol("P1", nil), ndistest.NewProtocol("P2", nil)
 	p1.ForwardTo(map[string]string{"lan0": "wan", "wan": "lan0"})
 	var keep struct {

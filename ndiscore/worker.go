@@ -3,7 +3,10 @@ package ndiscore
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // MaxWorkers is the most workers that one core serves at a time.
@@ -17,7 +20,8 @@ const MaxWorkers = 256
 // A worker tells the control side when it is inside the core by its epoch, odd
 // while inside: to take something out of the data path, unpublish it and wait
 // until every worker that was inside has moved on. Nothing is counted or locked
-// per batch for it.
+// per batch for it. For one that does not move on it also notes in whose data
+// path it is, so that somebody who never returns holds up nobody else.
 type Worker struct {
 	id   int
 	name string
@@ -26,15 +30,21 @@ type Worker struct {
 	spare  bool // beyond MaxWorkers: in no table, carries nothing
 	closed atomic.Bool
 
-	depth  int         // nested calls into the core; the worker's goroutine only
-	fin    finisher    // scratch for what an egress adapter cannot do; the same
-	lent   []*Batch    // free scratch batches; the same
-	wanted atomic.Bool // the control side waits for the next move
-	moved  chan struct{}
-	_      [64]byte // keep the epoch away from what other workers write
+	depth int           // nested calls into the core; the worker's goroutine only
+	fin   finisher      // scratch for what an egress adapter cannot do; the same
+	lent  []*Batch      // free scratch batches; the same
+	stuck atomic.Uint64 // the epoch in which the control side lost patience with it
+
+	moved  atomic.Pointer[chan struct{}]   // closed at the next move, when somebody waits for it
+	_      [64]byte                        // keep what follows away from what other workers write
+	inside [maxNested]atomic.Pointer[slot] // in whose data path it is, the first it entered first
 	epoch  atomic.Uint64
 	_      [56]byte
 }
+
+// maxNested is how many nested entries into the core a worker notes. One that
+// goes deeper counts as being everywhere.
+const maxNested = 16
 
 // ID is a small number, unique among live workers, below MaxWorkers: an index
 // for per-worker scratch memory.
@@ -71,45 +81,107 @@ func (w *Worker) Done(b *Batch) {
 	w.lent = append(w.lent, b)
 }
 
-func (w *Worker) enter() {
+// enter begins a call into the data path of s, before anything of s is looked at.
+func (w *Worker) enter(s *slot) {
+	if w.depth < maxNested {
+		w.inside[w.depth].Store(s)
+	}
 	if w.depth == 0 {
 		w.epoch.Add(1)
 	}
 	w.depth++
 }
 
+// leave ends the innermost call that enter began.
 func (w *Worker) leave() {
 	w.depth--
+	if w.depth < maxNested {
+		w.inside[w.depth].Store(nil)
+	}
 	if w.depth == 0 {
 		w.epoch.Add(1)
-		if w.wanted.Load() {
-			w.wanted.Store(false)
-			select {
-			case w.moved <- struct{}{}:
-			default:
+		if w.moved.Load() != nil {
+			if moved := w.moved.Swap(nil); moved != nil {
+				close(*moved)
 			}
 		}
 	}
 }
 
+// nextMove is closed when the worker has left the core after the call.
+func (w *Worker) nextMove() <-chan struct{} {
+	for {
+		if moved := w.moved.Load(); moved != nil {
+			return *moved
+		}
+		if moved := make(chan struct{}); w.moved.CompareAndSwap(nil, &moved) {
+			return moved
+		}
+	}
+}
+
 // passed waits until the worker has been outside the core at least once since
-// the call began. Only one goroutine waits at a time (Core.grace).
-func (w *Worker) passed(ctx context.Context) error {
+// the call began. When that takes longer than patience, which is told once for
+// each stay, it is enough that it is in the data path of none of slots: what was
+// unpublished there it meets no more.
+func (w *Worker) passed(ctx context.Context, slots []*slot, patience time.Duration) error {
 	e := w.epoch.Load()
 	if e&1 == 0 {
 		return nil
 	}
+	tick := time.NewTicker(patience) // what hangs is real, whatever the machine's clock says
+	defer tick.Stop()
 	for {
-		w.wanted.Store(true)
+		if w.stuck.Load() == e && !w.within(slots) {
+			return nil
+		}
+		moved := w.nextMove()
 		if w.epoch.Load() != e {
 			return nil
 		}
 		select {
-		case <-w.moved:
+		case <-moved:
+		case <-tick.C:
+			if w.stuck.Swap(e) != e {
+				w.tell(patience)
+			}
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("worker %s does not leave the data path of %s", w.name, strings.Join(w.where(), ", then "))
 		}
 	}
+}
+
+// within reports whether the worker may be in the data path of one of slots.
+// One that entered before the call and has not left is seen: its place does not
+// change meanwhile.
+func (w *Worker) within(slots []*slot) bool {
+	for i := range w.inside {
+		if s := w.inside[i].Load(); s != nil && (i == maxNested-1 || slices.Contains(slots, s)) {
+			return true
+		}
+	}
+	return false
+}
+
+// where names the adapters in whose data path the worker is, for people.
+func (w *Worker) where() (names []string) {
+	for i := range w.inside {
+		if s := w.inside[i].Load(); s != nil && !slices.Contains(names, s.name) {
+			names = append(names, s.name)
+		}
+	}
+	return names
+}
+
+// tell reports that the worker has been inside for so long.
+func (w *Worker) tell(d time.Duration) {
+	names := w.where()
+	if len(names) == 0 {
+		return // it has just left
+	}
+	w.core.Report(Event{What: "worker.stuck", Adapter: names[len(names)-1], Why: fmt.Sprintf(
+		"worker %s has been in the data path of %s for %s: somebody there does not return; the other adapters go on without it",
+		w.name, strings.Join(names, ", then "), d)})
 }
 
 // NewWorker registers the calling code's goroutine-to-be as a worker. Whoever
@@ -119,7 +191,7 @@ func (c *Core) NewWorker(name string) (*Worker, error) {
 	defer c.workers.Unlock()
 	for i := range c.workers.live {
 		if c.workers.live[i].Load() == nil {
-			w := &Worker{id: i, name: name, core: c, moved: make(chan struct{}, 1)}
+			w := &Worker{id: i, name: name, core: c}
 			c.workers.live[i].Store(w)
 			return w, nil
 		}
