@@ -37,7 +37,7 @@ type Worker struct {
 
 	moved  atomic.Pointer[chan struct{}]   // closed at the next move, when somebody waits for it
 	_      [64]byte                        // keep what follows away from what other workers write
-	inside [maxNested]atomic.Pointer[slot] // in whose data path it is, the first it entered first
+	inside [maxNested]atomic.Pointer[slot] // in whose data path it is, the first it entered first; nil: no other than before
 	epoch  atomic.Uint64
 	_      [56]byte
 }
@@ -82,29 +82,36 @@ func (w *Worker) Done(b *Batch) {
 }
 
 // enter begins a call into the data path of s, before anything of s is looked at.
+// What is noted already is not stored again: a store costs more than the look.
 func (w *Worker) enter(s *slot) {
-	if w.depth < maxNested {
-		w.inside[w.depth].Store(s)
-	}
-	if w.depth == 0 {
-		w.epoch.Add(1)
-	}
+	d := w.depth
 	w.depth++
+	switch {
+	case d == 0:
+		if w.inside[0].Load() != s {
+			w.inside[0].Store(s)
+		}
+		w.epoch.Add(1)
+	case d < maxNested && w.inside[d-1].Load() != s:
+		w.inside[d].Store(s)
+	}
 }
 
-// leave ends the innermost call that enter began.
+// leave ends the innermost call that enter began. The outermost note stays: it
+// says nothing while the worker is outside.
 func (w *Worker) leave() {
 	w.depth--
-	if w.depth < maxNested {
-		w.inside[w.depth].Store(nil)
-	}
-	if w.depth == 0 {
+	d := w.depth
+	switch {
+	case d == 0:
 		w.epoch.Add(1)
 		if w.moved.Load() != nil {
 			if moved := w.moved.Swap(nil); moved != nil {
 				close(*moved)
 			}
 		}
+	case d < maxNested && w.inside[d].Load() != nil:
+		w.inside[d].Store(nil)
 	}
 }
 
