@@ -55,10 +55,12 @@ type Prober struct {
 	worker *ndiscore.Worker
 
 	wake chan struct{} // one slot
-	asks chan ask      // answered between two steps
 	stop chan struct{}
 	done chan struct{}
 	end  sync.Once
+
+	mu   sync.Mutex // guards asks
+	asks []ask      // answered between two looks, in order
 
 	paths []*path // the goroutine's own: those that are running
 	frame ndiscore.Frame
@@ -126,7 +128,7 @@ func New(o Options) (*Prober, error) {
 	}
 	p := &Prober{
 		opts: o, worker: w,
-		wake: make(chan struct{}, 1), asks: make(chan ask), stop: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	go p.run()
 	return p, nil
@@ -204,6 +206,11 @@ func (p *Prober) Event(_ context.Context, b *ndiscore.Binding, ev ndiscore.NetEv
 	return nil
 }
 
+// handLimit is how long a path waits for the goroutine, which may be in a Send
+// that does not return. It comes to it later; meanwhile the core refuses what is
+// sent on a path that is paused.
+const handLimit = time.Second
+
 // hand gives the goroutine a path, or takes it away: then nothing is being sent
 // there when it returns.
 func (p *Prober) hand(b *ndiscore.Binding, run bool) {
@@ -211,12 +218,24 @@ func (p *Prober) hand(b *ndiscore.Binding, run bool) {
 	if !ok {
 		return
 	}
-	a := ask{x, run, make(chan struct{})}
+	limit := time.NewTimer(handLimit)
+	defer limit.Stop()
 	select {
-	case p.asks <- a:
-		<-a.done
+	case <-p.ask(x, run):
 	case <-p.done:
+	case <-limit.C:
 	}
+}
+
+// ask has the goroutine take or leave x; nil: only look again. The channel is
+// closed when it has.
+func (p *Prober) ask(x *path, run bool) <-chan struct{} {
+	a := ask{x, run, make(chan struct{})}
+	p.mu.Lock()
+	p.asks = append(p.asks, a)
+	p.mu.Unlock()
+	p.poke()
+	return a.done
 }
 
 // Receive implements ndiscore.Protocol.
@@ -265,6 +284,13 @@ func (p *Prober) run() {
 	defer close(p.done)
 	defer p.worker.Close()
 	for {
+		p.mu.Lock()
+		asks := p.asks
+		p.asks = nil
+		p.mu.Unlock()
+		for _, a := range asks {
+			p.answerAsk(a)
+		}
 		now := p.opts.Clock.Now()
 		var next time.Time
 		for _, x := range p.paths {
@@ -282,8 +308,6 @@ func (p *Prober) run() {
 		}
 		select {
 		case <-p.wake:
-		case a := <-p.asks:
-			p.answerAsk(a)
 		case <-p.stop:
 			if timer != nil {
 				timer.Stop()

@@ -146,10 +146,8 @@ func (c *manual) advance(d time.Duration) {
 // ended that when the second begins.
 func (c *manual) settle() {
 	for range 2 {
-		a := ask{done: make(chan struct{})}
 		select {
-		case c.prober.asks <- a:
-			<-a.done
+		case <-c.prober.ask(nil, false):
 		case <-c.prober.done: // it has ended
 		}
 	}

@@ -291,7 +291,9 @@ func (sh *sharing) send(w *Worker, p *path, b *Batch) {
 		if s := who[lane]; s == primary {
 			s.sendDown(w, p, lent)
 		} else {
+			w.enter(s)
 			s.send(w, lent)
+			w.leave()
 		}
 	})
 	if !b.Borrowed {

@@ -473,9 +473,6 @@ func (c *Core) setPrimary(b *mBundle, members []string, name string) {
 			share.members = append(share.members, s)
 			share.seeds = append(share.seeds, laneSeed(s.name))
 		}
-		for _, s := range share.members {
-			s.related(share.members)
-		}
 	}
 	// The primary first: whoever opens a binding of it meanwhile publishes the
 	// secondaries too, or has done so before they look.
@@ -486,19 +483,6 @@ func (c *Core) setPrimary(b *mBundle, members []string, name string) {
 		s.update(func() { s.primary, s.share = p, share })
 	}
 	c.keepTurning()
-}
-
-// related notes that frames of s may be handed on in the name of others from now
-// on, and theirs in its: a worker in the data path of any of them may use what
-// any other had published.
-func (s *slot) related(others []*slot) {
-	s.publish.Lock()
-	defer s.publish.Unlock()
-	for _, o := range others {
-		if o != s && !slices.Contains(s.kin, o) {
-			s.kin = append(s.kin, o)
-		}
-	}
 }
 
 // keepTurning advances turn for as long as a bundle needs it.
@@ -520,15 +504,26 @@ func (c *Core) keepTurning() {
 // of s (design: quiescence by epochs): until each has moved on, or, where one is
 // stuck, is elsewhere. Never on a worker.
 func (c *Core) grace(ctx context.Context, s *slot) error {
-	s.publish.Lock()
-	concerned := append([]*slot{s}, s.kin...)
-	s.publish.Unlock()
+	type stay struct {
+		worker *Worker
+		epoch  uint64
+	}
+	var inside []stay
 	for i := range c.workers.live {
-		w := c.workers.live[i].Load()
-		if w == nil {
-			continue
+		if w := c.workers.live[i].Load(); w != nil {
+			if e := w.epoch.Load(); e&1 != 0 {
+				inside = append(inside, stay{w, e})
+			}
 		}
-		if err := w.passed(ctx, concerned, c.patience); err != nil {
+	}
+	if inside == nil {
+		return nil
+	}
+	patience := make(chan struct{})
+	t := time.AfterFunc(c.patience, func() { close(patience) }) // what hangs is real, whatever the machine's clock says
+	defer t.Stop()
+	for _, x := range inside {
+		if err := x.worker.passed(ctx, s, x.epoch, patience); err != nil {
 			return fmt.Errorf("%w: %w", err, ErrQuarantined)
 		}
 	}
@@ -591,11 +586,6 @@ func (c *Core) forget(name string) {
 		delete(c.awaiting, name)
 	}
 	delete(c.slots, name)
-	for _, o := range c.slots { // nobody is inside it any more
-		o.publish.Lock()
-		o.kin = slices.DeleteFunc(o.kin, func(k *slot) bool { return k == s })
-		o.publish.Unlock()
-	}
 	c.order = slices.DeleteFunc(c.order, func(n string) bool { return n == name })
 	s.abortOID(ErrInvalidHandle)
 	if h := s.driver; h != nil {

@@ -52,7 +52,6 @@ type slot struct {
 	secondaries []*slot    // ndis5: who delivers to this primary's bindings
 	share       *sharing   // ndis5: the bundle, if there is more than a primary
 	joint       jointLink  // ndis5: as a primary
-	kin         []*slot    // ndis5: whoever shares its frames with it, or did
 
 	told chan struct{} // closed when those above have heard the newest that the core said; of Run's goroutine alone
 
@@ -348,16 +347,29 @@ func (s *slot) up(p *path, b *Batch) {
 // frames of a kept batch is lent those.
 func (s *slot) deliver(p *path, b *Batch) {
 	for _, r := range p.receivers {
-		filter := PacketFilter(r.filter.Load())
-		if filter&FilterPromiscuous != 0 {
-			if !b.Borrowed {
-				b.keeps.Add(1)
-			}
-			r.protocol.impl.Receive(r, b)
+		if r.slot == s {
+			s.deliverTo(p, r, b)
 			continue
 		}
-		s.deliverSome(p, r, filter, b)
+		// An ndis5 primary's, and this is a secondary: it closes without us.
+		b.Worker.enter(r.slot)
+		if r.open.Load() {
+			s.deliverTo(p, r, b)
+		}
+		b.Worker.leave()
 	}
+}
+
+func (s *slot) deliverTo(p *path, r *Binding, b *Batch) {
+	filter := PacketFilter(r.filter.Load())
+	if filter&FilterPromiscuous == 0 {
+		s.deliverSome(p, r, filter, b)
+		return
+	}
+	if !b.Borrowed {
+		b.keeps.Add(1)
+	}
+	r.protocol.impl.Receive(r, b)
 }
 
 func (s *slot) deliverSome(p *path, r *Binding, filter PacketFilter, b *Batch) {

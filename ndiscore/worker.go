@@ -92,8 +92,8 @@ func (w *Worker) enter(s *slot) {
 			w.inside[0].Store(s)
 		}
 		w.epoch.Add(1)
-	case d < maxNested && w.inside[d-1].Load() != s:
-		w.inside[d].Store(s)
+	case d == maxNested-1, d < maxNested && w.inside[d-1].Load() != s:
+		w.inside[d].Store(s) // the last one always: it says that there may be more
 	}
 }
 
@@ -127,19 +127,13 @@ func (w *Worker) nextMove() <-chan struct{} {
 	}
 }
 
-// passed waits until the worker has been outside the core at least once since
-// the call began. When that takes longer than patience, which is told once for
-// each stay, it is enough that it is in the data path of none of slots: what was
-// unpublished there it meets no more.
-func (w *Worker) passed(ctx context.Context, slots []*slot, patience time.Duration) error {
-	e := w.epoch.Load()
-	if e&1 == 0 {
-		return nil
-	}
-	tick := time.NewTicker(patience) // what hangs is real, whatever the machine's clock says
-	defer tick.Stop()
+// passed waits until the worker has left the core, in which it was with epoch e.
+// Once patience is closed, which is told once for each stay, it is enough that it
+// is not in the data path of s: what was unpublished there it meets no more.
+func (w *Worker) passed(ctx context.Context, s *slot, e uint64, patience <-chan struct{}) error {
+	var again <-chan time.Time
 	for {
-		if w.stuck.Load() == e && !w.within(slots) {
+		if w.stuck.Load() == e && !w.within(s) {
 			return nil
 		}
 		moved := w.nextMove()
@@ -148,22 +142,27 @@ func (w *Worker) passed(ctx context.Context, slots []*slot, patience time.Durati
 		}
 		select {
 		case <-moved:
-		case <-tick.C:
-			if w.stuck.Swap(e) != e {
-				w.tell(patience)
-			}
+		case <-patience:
+			w.lost(e)
+			patience = nil
+			t := time.NewTicker(max(w.core.patience, time.Millisecond)) // it may get stuck elsewhere
+			defer t.Stop()
+			again = t.C
+		case <-again:
 		case <-ctx.Done():
+			if w.epoch.Load() != e {
+				return nil
+			}
 			return fmt.Errorf("worker %s does not leave the data path of %s", w.name, strings.Join(w.where(), ", then "))
 		}
 	}
 }
 
-// within reports whether the worker may be in the data path of one of slots.
-// One that entered before the call and has not left is seen: its place does not
-// change meanwhile.
-func (w *Worker) within(slots []*slot) bool {
+// within reports whether the worker may be in the data path of x. If it entered
+// that before the call and has not left, it is seen: its note stays where it is.
+func (w *Worker) within(x *slot) bool {
 	for i := range w.inside {
-		if s := w.inside[i].Load(); s != nil && (i == maxNested-1 || slices.Contains(slots, s)) {
+		if s := w.inside[i].Load(); s != nil && (i == maxNested-1 || s == x) {
 			return true
 		}
 	}
@@ -180,15 +179,15 @@ func (w *Worker) where() (names []string) {
 	return names
 }
 
-// tell reports that the worker has been inside for so long.
-func (w *Worker) tell(d time.Duration) {
+// lost marks a worker that has been inside, with epoch e, for too long.
+func (w *Worker) lost(e uint64) {
 	names := w.where()
-	if len(names) == 0 {
-		return // it has just left
+	if w.epoch.Load() != e || w.stuck.Swap(e) == e {
+		return // it has just left, or was told of already
 	}
 	w.core.Report(Event{What: "worker.stuck", Adapter: names[len(names)-1], Why: fmt.Sprintf(
 		"worker %s has been in the data path of %s for %s: somebody there does not return; the other adapters go on without it",
-		w.name, strings.Join(names, ", then "), d)})
+		w.name, strings.Join(names, ", then "), w.core.patience)})
 }
 
 // NewWorker registers the calling code's goroutine-to-be as a worker. Whoever

@@ -646,7 +646,10 @@ func TestAttributesChange(t *testing.T) {
 	}
 
 	d.state("b", ndiscore.AttributesChange{MTU: 1400}, func(a *ndiscore.Attributes) { a.MTU = 1400 })
-	eventually(t, "the MTU", func() bool { return d.router.Interfaces()[1].MTU == 1400 })
+	eventually(t, "the MTU, for the guards too", func() bool {
+		e := lookup(d.router.fib.Load(), netip.MustParseAddr("fd02::2"))
+		return d.router.Interfaces()[1].MTU == 1400 && e != nil && e.mtu == 1400
+	})
 	d.in("a", d.udp("a", "fd01::2", "fd02::2", 1400))
 	d.cards["a"].await(t, "packet too big", func(f *ndiscore.Frame) bool {
 		return isICMP6(f, 2) && binary.BigEndian.Uint32(f.Bytes(nil)[14+44:]) == 1400

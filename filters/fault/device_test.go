@@ -189,7 +189,10 @@ func TestSurprise(t *testing.T) {
 	l = r.inject("surprise", "on=a")
 	ndistest.Await(t, "halt", gone)
 	r.clear(l.ID)
-	ndistest.Await(t, "the device", func() bool { return r.info("a").State == ndiscore.StateRunning })
+	ndistest.Await(t, "the device, and who is bound to it", func() bool {
+		bs := r.info("a").Bindings
+		return len(bs) > 0 && !slices.ContainsFunc(bs, func(b ndiscore.BindingInfo) bool { return b.State != ndiscore.BindingRunning })
+	})
 	r.send(0, 2)
 	if got := r.arrived(); !slices.Equal(got, []int{0, 1}) {
 		t.Errorf("arrived %v", got)

@@ -289,10 +289,8 @@ func (l *lan) counters(name string) ndiscore.Counters {
 func (l *lan) tick(d time.Duration) {
 	l.t.Helper()
 	for range 2 {
-		f := forgetting{done: make(chan struct{})}
 		select {
-		case l.bridge.keeper.forget <- f:
-			<-f.done
+		case <-l.bridge.keeper.toForget(nil, false):
 		case <-l.bridge.keeper.done: // it has ended
 		}
 	}

@@ -39,13 +39,13 @@ type keeper struct {
 	clock  ndiscore.Clock
 	worker *ndiscore.Worker
 
-	wake   chan struct{}   // one slot
-	forget chan forgetting // answered between two steps
-	stop   chan struct{}
-	done   chan struct{}
+	wake chan struct{} // one slot
+	stop chan struct{}
+	done chan struct{}
 
-	mu    sync.Mutex       // guards asked
-	asked map[*port]string // ports to announce on, and why; at most one entry per port
+	mu     sync.Mutex       // guards asked and forget
+	asked  map[*port]string // ports to announce on, and why; at most one entry per port
+	forget []forgetting     // answered between two looks, in order
 
 	// The goroutine's own.
 	started, ticked time.Time
@@ -79,8 +79,7 @@ type announcement struct {
 func newKeeper(b *Bridge, clock ndiscore.Clock, w *ndiscore.Worker) *keeper {
 	k := &keeper{
 		bridge: b, clock: clock, worker: w,
-		wake: make(chan struct{}, 1), forget: make(chan forgetting),
-		stop: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 		asked:  make(map[*port]string),
 		probed: make(map[*port]uint16),
 	}
@@ -109,14 +108,51 @@ func (k *keeper) announce(p *port, why string) {
 	k.poke()
 }
 
+// forgetLimit is how long a port waits for the keeper, which may be in a Send
+// that does not return. It comes to it later; meanwhile the core refuses what is
+// sent to a port that is paused.
+const forgetLimit = time.Second
+
 // forgetPort ends what is under way on p; when it returns nothing is being
 // sent there. gone: it is not bound any more, nor are its limits in force.
 func (k *keeper) forgetPort(p *port, gone bool) {
-	f := forgetting{p, gone, make(chan struct{})}
+	limit := time.NewTimer(forgetLimit)
+	defer limit.Stop()
 	select {
-	case k.forget <- f:
-		<-f.done
+	case <-k.toForget(p, gone):
 	case <-k.done:
+	case <-limit.C:
+	}
+}
+
+// toForget has the keeper forget p; nil: only look again. The channel is closed
+// when it has.
+func (k *keeper) toForget(p *port, gone bool) <-chan struct{} {
+	f := forgetting{p, gone, make(chan struct{})}
+	k.mu.Lock()
+	k.forget = append(k.forget, f)
+	k.mu.Unlock()
+	k.poke()
+	return f.done
+}
+
+// forgetThem ends what is under way on the ports that are to be forgotten.
+func (k *keeper) forgetThem() {
+	k.mu.Lock()
+	forget := k.forget
+	k.forget = nil
+	k.mu.Unlock()
+	for _, f := range forget {
+		if f.port != nil {
+			k.drop(f.port)
+		}
+		if f.gone {
+			for kind := range stormKinds {
+				k.calm(f.port, kind, "it was unbound")
+			}
+			k.room(f.port, "it was unbound")
+		}
+		close(f.done)
 	}
 }
 
@@ -124,6 +160,7 @@ func (k *keeper) run() {
 	defer close(k.done)
 	defer k.worker.Close()
 	for again := false; ; {
+		k.forgetThem()
 		now := k.clock.Now()
 		k.take(now)
 		next := k.age(now)
@@ -139,17 +176,6 @@ func (k *keeper) run() {
 		}
 		select {
 		case <-k.wake:
-		case f := <-k.forget:
-			if f.port != nil {
-				k.drop(f.port)
-			}
-			if f.gone {
-				for kind := range stormKinds {
-					k.calm(f.port, kind, "it was unbound")
-				}
-				k.room(f.port, "it was unbound")
-			}
-			close(f.done)
 		case <-k.stop:
 			timer.Stop()
 			return
