@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -151,6 +152,52 @@ func (c *manual) settle() {
 		case <-c.prober.done: // it has ended
 		}
 	}
+}
+
+// deadEnd is an echo whose first Send hangs until it is let.
+type deadEnd struct {
+	echo
+	first      atomic.Bool
+	begun, let chan struct{}
+}
+
+func (d *deadEnd) Send(b *ndiscore.Batch) {
+	if d.first.CompareAndSwap(false, true) {
+		close(d.begun)
+		<-d.let
+	}
+	d.echo.Send(b)
+}
+
+// The prober hangs in the Send of one member; the others go and come, and are
+// probed again when it is back.
+func TestProberStuck(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	var p *Prober
+	t.Cleanup(func() { p.Close() }) // after the core
+	s := runCore(t, ndiscore.Options{})
+	dead, other := &deadEnd{begun: make(chan struct{}), let: make(chan struct{})}, &echo{}
+	s.add(t, "wan0", dead)
+	s.add(t, "wan1", other)
+	var err error
+	if p, err = New(Options{Core: s, Members: []Member{{Bundle: "wan", Adapter: "wan0", Target: v4}, {Bundle: "wan", Adapter: "wan1", Target: v4}}}); err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	must(s.AddProtocol(t.Context(), p.Spec()))
+	must(s.Start(t.Context(), "wan1", "test"))
+	must(s.Start(t.Context(), "wan0", "test"))
+	<-dead.begun
+	must(s.Restart(t.Context(), "wan1", "test"))
+	before := other.probes()
+	close(dead.let)
+	ndistest.Await(t, "a probe of wan1", func() bool { return other.probes() > before })
+	must(s.Restart(t.Context(), "wan0", "test"))
 }
 
 func newEcho(t *testing.T) (*seen, *echo, *manual) {

@@ -28,6 +28,6 @@ var (
 	ErrExists             = errors.New("name is already in use")                              // ours
 	ErrNotFound           = errors.New("not found")                                           // ours
 	ErrDeviceAbsent       = errors.New("device does not exist")                               // ours: may come later
-	ErrQuarantined        = errors.New("a miniport call did not return; adapter quarantined") // ours
+	ErrQuarantined        = errors.New("a call did not return; adapter quarantined") // ours
 	ErrStopped            = errors.New("core is not running")                                 // ours
 )

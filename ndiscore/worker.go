@@ -132,6 +132,7 @@ func (w *Worker) nextMove() <-chan struct{} {
 // is not in the data path of s: what was unpublished there it meets no more.
 func (w *Worker) passed(ctx context.Context, s *slot, e uint64, patience <-chan struct{}) error {
 	var again <-chan time.Time
+	var given <-chan struct{} // nobody is given less than patience
 	for {
 		if w.stuck.Load() == e && !w.within(s) {
 			return nil
@@ -144,12 +145,12 @@ func (w *Worker) passed(ctx context.Context, s *slot, e uint64, patience <-chan 
 		case <-moved:
 		case <-patience:
 			w.lost(e)
-			patience = nil
+			patience, given = nil, ctx.Done()
 			t := time.NewTicker(max(w.core.patience, time.Millisecond)) // it may get stuck elsewhere
 			defer t.Stop()
 			again = t.C
 		case <-again:
-		case <-ctx.Done():
+		case <-given:
 			if w.epoch.Load() != e {
 				return nil
 			}

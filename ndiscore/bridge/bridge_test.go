@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -528,12 +529,41 @@ func TestAnnounceGroups(t *testing.T) {
 	l.wires[1].receive(frame(ndiscore.Broadcast, mac(1)))
 	l.counts()
 	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "a member came", Groups: true})
-	l.bridge.keeper.forgetPort(&port{}, false) // the keeper has seen all notices when it answers
+	l.tick(0) // the keeper has seen all notices
 	if n := l.bridge.Stats().Announced; n != 0 {
 		t.Errorf("%d announced", n)
 	}
 	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "a member left"})
 	ndistest.Await(t, "announcement", func() bool { return l.bridge.Stats().Announced > 0 })
+}
+
+// The keeper hangs in the Send of one port; the others go and come.
+func TestKeeperStuck(t *testing.T) {
+	l := newLAN(t, 3, false, nil)
+	l.wires[1].receive(frame(ndiscore.Broadcast, mac(1)))
+	begun, let := make(chan struct{}), make(chan struct{})
+	var first atomic.Bool
+	l.wires[0].answer = func(*ndiscore.Worker) {
+		if first.CompareAndSwap(false, true) {
+			close(begun)
+			<-let
+		}
+	}
+	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "a member left"})
+	<-begun
+	if err := l.core.Restart(t.Context(), "p2", "test"); err != nil {
+		t.Error(err)
+	}
+	l.wires[1].take()
+	l.wires[2].receive(frame(ndiscore.Broadcast, mac(2)))
+	if n := len(l.wires[1].take()); n != 1 {
+		t.Errorf("%d frames from the port that is back", n)
+	}
+	close(let)
+	l.tick(0)
+	if err := l.core.Restart(t.Context(), "p0", "test"); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestAnnouncePace(t *testing.T) {
