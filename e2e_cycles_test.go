@@ -155,8 +155,11 @@ func TestCyclesAdapters(t *testing.T) {
 				return
 			}
 			events, _, _ := u.sw.Events(0)
-			for _, e := range events[max(0, len(events)-40):] {
-				t.Logf("%s %+v", e.Time.Format("05.000"), e)
+			for _, m := range []string{"up0", "up1"} {
+				own := slices.DeleteFunc(slices.Clone(events), func(e ndiscore.Event) bool { return e.Adapter != m })
+				for _, e := range own[max(0, len(own)-40):] {
+					t.Logf("%s %+v", e.Time.Format("05.000"), e)
+				}
 			}
 		}()
 		must(t, lab.Eventually(ctx, "both members to be up", func() error {

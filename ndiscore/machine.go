@@ -488,7 +488,7 @@ func (m *machine) advance(a *mAdapter) bool {
 func (m *machine) arrived(a *mAdapter) bool {
 	switch a.goal {
 	case goalUp:
-		a.retry = 0
+		a.retry, a.returned = 0, false
 		if a.waiters != nil {
 			m.answer(a, nil)
 		}
@@ -772,6 +772,7 @@ func (m *machine) done(a *mAdapter, ev event) {
 				m.failed(a, err)
 				m.down(a, HaltDeviceFailed, event{why: err.Error()})
 				a.remove = true
+				a.awaitNext(err)
 			}
 			return
 		}
@@ -860,6 +861,13 @@ func (m *machine) failStart(a *mAdapter, err error) {
 	m.failed(a, err)
 	a.goal, a.halt, a.remove, a.forget = goalDown, HaltNone, true, false
 	m.drop(a, a.overtakenBy(err.Error()))
+	a.awaitNext(err)
+	a.cause = err.Error()
+}
+
+// awaitNext decides whether a's device is waited for after a start that failed with
+// err, and for how long it is left alone before.
+func (a *mAdapter) awaitNext(err error) {
 	// A device that vanished again between its arrival and our start may come
 	// back once more; at the first start the operator is there to see.
 	absent := errors.Is(err, ErrDeviceAbsent)
@@ -873,7 +881,6 @@ func (m *machine) failStart(a *mAdapter, err error) {
 		}
 		a.retry = min(max(2*a.retry, retryFirst), retryMost)
 	}
-	a.cause = err.Error()
 }
 
 func (m *machine) filterFailed(a *mAdapter, f *mFilter, err error) {

@@ -31,7 +31,7 @@ func OpenNamespace(spec string) (*Namespace, error) {
 	path := spec
 	switch {
 	case spec == "":
-		path = "/proc/self/ns/net"
+		path = "/proc/thread-self/ns/net" // not self: that is the main thread, which may be in Do
 	case !strings.Contains(spec, "/"):
 		path = filepath.Join(namedNamespaces, spec)
 	}
