@@ -79,6 +79,7 @@ type DriverHandle struct {
 	adapters int  // this and the rest: of Run's goroutine alone
 	ready    bool // SetOptions has returned
 	gone     bool
+	removes  sync.WaitGroup // calls of driver.Remove under way
 }
 
 // New makes a core with nothing in it.
@@ -594,11 +595,14 @@ func (c *Core) forget(name string) {
 		if last && h.driver.Unload != nil {
 			h.ready = false // no adapter more, unless it is registered anew
 		}
+		h.removes.Add(1)
 		c.calls.Go(func() { // "forget": ends when the driver returns
 			if h.driver.Remove != nil {
 				h.driver.Remove(s.adapter)
 			}
+			h.removes.Done()
 			if last && h.driver.Unload != nil {
+				h.removes.Wait() // those of the others may still be under way
 				h.driver.Unload(h)
 			}
 		})

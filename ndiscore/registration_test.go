@@ -3,7 +3,9 @@ package ndiscore_test
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -141,11 +143,21 @@ func TestC07UnloadAfterLast(t *testing.T) {
 	b := newCore(t, ndiscore.Options{})
 	var tr ndistest.Trace
 	d := ndistest.Driver("fake", nic("A", ndistest.AdapterOptions{Trace: &tr}), nic("B", ndistest.AdapterOptions{Trace: &tr}))
+	unloaded := make(chan struct{})
 	d.Unload = func(h *ndiscore.DriverHandle) {
 		if err := h.Deregister(); err != nil {
 			t.Errorf("deregister inside unload: %v", err)
 		}
 		tr.Add("Unload")
+		close(unloaded)
+	}
+	let := make(chan struct{})
+	var removes atomic.Int32
+	d.Remove = func(ndiscore.Adapter) {
+		if removes.Add(1) == 1 {
+			<-let // the first lasts until both are gone
+		}
+		tr.Add("Remove")
 	}
 	b.register(ndistest.VerifiedDriver(t, d))
 	b.add("A")
@@ -156,6 +168,13 @@ func TestC07UnloadAfterLast(t *testing.T) {
 		t.Error("unloaded while it has an adapter")
 	}
 	b.must(b.core.Remove(b.ctx(), "B", "test"))
+	tr.Await(t, "Remove")
+	select {
+	case <-unloaded:
+		t.Error("unloaded before the first was removed")
+	case <-time.After(20 * time.Millisecond): // it would be next
+	}
+	close(let)
 	tr.Await(t, "Unload")
 	calls := tr.Calls()
 	if tr.Count("Unload") != 1 || calls[len(calls)-1] != "Unload" || !slices.Contains(calls, "B.Halt(Disabled)") {
