@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -400,6 +401,60 @@ func TestTeamAnnounces(t *testing.T) {
 			arp = arp || slices.Equal(d[:6], ndiscore.Broadcast[:]) && slices.Equal(d[28:32], ip4) && slices.Equal(d[38:42], ip4)
 		case kind == 0x86dd && len(d) >= 78 && d[20] == 58 && d[54] == 136: // an advertisement, to all nodes
 			nd = nd || d[0] == 0x33 && slices.Equal(d[62:78], ip6)
+		}
+	}
+}
+
+// TestOvertaken changes the active member by hand while datagrams queue in the
+// network, and frames to everybody do not: were the team announced at once, the
+// switch on the line of the member that was left would take it to be on the far
+// side, and drop what it still has to pass on.
+func TestOvertaken(t *testing.T) {
+	lab.CheckLeaks(t)
+	tc := command(t, t.Context(), "tc", "-batch", "-")
+	u := newUplinks(t, uplinksRouter, "failback = \"never\"\n")
+	ctx := within(t, 60*time.Second)
+	// 1000 datagrams a second are 1.14 Mbit/s: a queue of 40 lasts for a while.
+	var batch strings.Builder
+	for _, dev := range []string{"e0", "e1"} {
+		for _, c := range []string{
+			"qdisc add dev %s root handle 1: htb default 1",
+			"class add dev %s parent 1: classid 1:1 htb rate 1gbit quantum 1500",
+			"class add dev %s parent 1: classid 1:2 htb rate 1300kbit burst 300 quantum 1500",
+			"filter add dev %s parent 1: protocol ip u32 match ip protocol 17 0xff flowid 1:2",
+		} {
+			fmt.Fprintf(&batch, c+"\n", dev)
+		}
+	}
+	tc.Stdin = strings.NewReader(batch.String())
+	run(t, u.server, tc)
+	flow, err := u.client.StartUDPFlow(ctx, u.server, u.dst, lab.UDPFlowOptions{Settle: 10 * time.Second})
+	must(t, err)
+	var filler net.Conn
+	must(t, u.server.Do(func() (err error) {
+		filler, err = net.Dial("udp", "10.2.0.1:9")
+		return err
+	}))
+	defer filler.Close()
+	for _, to := range []string{"up1", "up0", "up1", "up0"} {
+		must(t, u.waitRole(ctx, to, "standby"))
+		counted, mark := counters(t, u.sw.Switch), newest(u.sw.Switch)
+		for range 40 {
+			_, _ = filler.Write(make([]byte, 100)) // refused, which the next one hears of
+		}
+		must(t, lab.Eventually(ctx, "datagrams to queue", func() error {
+			if d := flow.Snapshot(ctx).BtoA.MaxDelay; d < 10*time.Millisecond {
+				return fmt.Errorf("they are under way for %v at most", d)
+			}
+			return nil
+		}))
+		must(t, u.sw.Promote(ctx, "wan", to))
+		_, err := u.sw.WaitEvent(ctx, mark, func(e ndiscore.Event) bool { return e.What == "address.announced" })
+		must(t, err)
+		s := flow.Snapshot(ctx)
+		t.Logf("to %s: lost %d and %d, delayed by up to %v", to, s.AtoB.Lost, s.BtoA.Lost, ms(s.BtoA.MaxDelay))
+		if n := s.Lost(); n > 0 {
+			t.Errorf("to %s: %+v, %+v; counted %v", to, s.AtoB, s.BtoA, dropped(counted, counters(t, u.sw.Switch)))
 		}
 	}
 }

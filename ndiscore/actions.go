@@ -118,7 +118,7 @@ type action struct {
 	link     LinkState
 	reply    int
 	err      error
-	after    time.Duration    // actWake, actAwait
+	after    time.Duration    // actWake, actAwait, actStatus
 	event    Event            // actEvent
 	notice   NetEvent         // actNotify
 	power    PowerState       // actSetPower
@@ -231,6 +231,9 @@ func (a action) String() string {
 	case actFollow:
 		return fmt.Sprintf("%s.Status(attributes %s, %d)", a.adapter, a.change.MAC, a.change.MTU)
 	case actStatus:
+		if a.after > 0 {
+			return fmt.Sprintf("%s.Status(%s after %s)", a.adapter, a.why, a.after)
+		}
 		return fmt.Sprintf("%s.Status(%s)", a.adapter, a.why)
 	case actPrimary:
 		return fmt.Sprintf("%s.Primary(%s)", a.target, a.adapter)

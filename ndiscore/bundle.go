@@ -194,6 +194,14 @@ func (spec *BundleSpec) check() error {
 // be reset is reset then.
 const failbackOverlap = 500 * time.Millisecond
 
+// announceDelay is how long those above a team put off their announcements while
+// the member it has left still delivers. An announcement is flooded, and comes
+// down that member's line from the far side: a learning switch on the line takes
+// the station to be there, and drops what it still has to pass on to us. Until
+// then what we send teaches the switches by which it passes, and the others have
+// nothing to learn yet.
+const announceDelay = 100 * time.Millisecond
+
 // dataPathEpoch is what the data path adds to a teamSet's epoch.
 const dataPathEpoch = 1 << 32
 
@@ -257,6 +265,7 @@ type mBundle struct {
 	published bool      // a first set is out
 	pinned    string    // member promoted by hand, preferred while it lasts
 	overlapTo time.Time // when the overlap ends
+	announced time.Time // when those above announce the last change
 	verdicts  []Verdict
 	link      LinkState // as those above were told
 	wake      time.Time // when a tick is due
@@ -477,9 +486,7 @@ func (m *machine) publish(b *mBundle, set teamSet, why string) {
 	b.set, b.published = set, true
 	m.follow(b)
 	m.teamLink(b, why)
-	if changed(old, set) {
-		m.announce(b, grown(old, set))
-	}
+	m.announce(b, old)
 }
 
 // changed reports whether the network outside has to learn where to send to now:
@@ -636,17 +643,21 @@ const (
 	groupsMoved   = "network change of groups"
 )
 
-// announce has everybody above the team tell the switches outside. With groups it
-// is only that frames to groups go another way. An announcement would do harm then:
-// it is flooded, comes down the other member's line from the far side, and a
-// learning switch on that line takes the station there for a moment, in which it
-// drops what is for it.
-func (m *machine) announce(b *mBundle, groups bool) {
-	what := networkChange
-	if groups {
-		what = groupsMoved
+// announce has everybody above the team know that b.set has followed old, so that
+// the switches outside learn it. When all who shared the flows go on, it is only
+// that frames to groups go another way, and there is nothing to learn.
+func (m *machine) announce(b *mBundle, old teamSet) {
+	soon := m.now.Before(b.announced)
+	switch {
+	case changed(old, b.set) && grown(old, b.set):
+		m.emit(action{kind: actStatus, adapter: b.name, why: groupsMoved})
+	case changed(old, b.set) && b.set.overlap >= 0:
+		b.announced = m.now.Add(announceDelay)
+		m.emit(action{kind: actStatus, adapter: b.name, why: networkChange, after: announceDelay})
+	case changed(old, b.set), soon && b.set.member >= 0 && b.set.overlap < 0: // what was left delivers no more
+		b.announced = m.now
+		m.emit(action{kind: actStatus, adapter: b.name, why: networkChange})
 	}
-	m.emit(action{kind: actStatus, adapter: b.name, why: what})
 }
 
 // moved takes note that the data path has left a member by itself.
@@ -673,9 +684,7 @@ func (m *machine) moved(ev event) {
 	}
 	m.follow(b)
 	m.teamLink(b, ev.why)
-	if changed(old, set) {
-		m.announce(b, grown(old, set))
-	}
+	m.announce(b, old)
 }
 
 func (m *machine) wakeFor(b *mBundle, recheck time.Duration) {

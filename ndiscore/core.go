@@ -364,7 +364,7 @@ func (c *Core) perform(a action) {
 		if a.link != (LinkState{}) {
 			c.tell(c.slots[a.adapter], a.link)
 		} else {
-			c.tell(c.slots[a.adapter], NetworkChange{Why: a.why, Groups: a.why == groupsMoved})
+			c.tell(c.slots[a.adapter], NetworkChange{Why: a.why, Groups: a.why == groupsMoved, After: a.after})
 		}
 	case actOper:
 		s := c.slots[a.adapter]

@@ -1,6 +1,9 @@
 package ndiscore
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // Status is an unsolicited notice that travels up from an adapter
 // (NDIS_STATUS_INDICATION). An adapter says LinkState, NetworkChange and
@@ -52,6 +55,9 @@ type NetworkChange struct {
 	// Groups: only frames to groups take another way, and nobody has to learn
 	// where a station is.
 	Groups bool
+	// After is how long to wait with the announcements: what is under way to us
+	// comes in by the old way, and would be turned away by them.
+	After time.Duration
 }
 
 // AttributesChange says that a running adapter's address or MTU is another one

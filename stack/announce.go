@@ -39,17 +39,17 @@ func (a *announcer) cancelLocked() {
 	}
 }
 
-// announce starts a round of announcements of what stands on p.
-func (r *Router) announce(p *plug, why string) {
+// announce starts a round of announcements of what stands on p, after a while.
+func (r *Router) announce(p *plug, why string, after time.Duration) {
 	if n := p.port.Load(); n != nil {
-		r.announceAddresses(n, why)
+		r.announceAddresses(n, why, after)
 	}
 }
 
-// announceAddresses starts a round of announcements, instead of one that may
-// be under way. It does not block: it may be called on the packet path, and
+// announceAddresses starts a round of announcements after a while, instead of one
+// that may be under way. It does not block: it may be called on the packet path, and
 // sends from the clock's goroutines ("stack announce": each ends by itself).
-func (r *Router) announceAddresses(p *port, why string) {
+func (r *Router) announceAddresses(p *port, why string, after time.Duration) {
 	a := &p.announce
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -58,7 +58,7 @@ func (r *Router) announceAddresses(p *port, why string) {
 	}
 	a.cancelLocked()
 	for i, d := range announceAt {
-		a.timers[i] = r.clock.AfterFunc(d, func() { r.announceNow(p, i == 0, why) })
+		a.timers[i] = r.clock.AfterFunc(after+d, func() { r.announceNow(p, i == 0, why) })
 	}
 }
 

@@ -59,7 +59,7 @@ func (r *Router) Apply(ctx context.Context, o Options) error {
 	for _, p := range come {
 		r.tellBound(p)
 		if p.gate.isOpen() {
-			r.announceAddresses(p, "configuration changed")
+			r.announceAddresses(p, "configuration changed", 0)
 		}
 	}
 	if err != nil {

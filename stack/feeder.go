@@ -456,7 +456,7 @@ func (r *Router) tellChanges(p *port, was, now *station) {
 		}
 	}
 	if announce {
-		r.announceAddresses(p, "interface changed")
+		r.announceAddresses(p, "interface changed", 0)
 	}
 }
 

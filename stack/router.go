@@ -347,7 +347,7 @@ func (r *Router) Event(ctx context.Context, b *ndiscore.Binding, ev ndiscore.Net
 	case ndiscore.EventRestart:
 		p.look()
 		r.open(ctx, p)
-		r.announce(p, "adapter running")
+		r.announce(p, "adapter running", 0)
 	}
 	return nil
 }
@@ -374,7 +374,7 @@ func (r *Router) status(p *plug, s ndiscore.Status) {
 		r.renew()
 	}
 	if s, ok := s.(ndiscore.NetworkChange); ok && !s.Groups {
-		r.announce(p, s.Why)
+		r.announce(p, s.Why, s.After)
 	}
 }
 

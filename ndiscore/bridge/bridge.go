@@ -385,7 +385,7 @@ func (b *Bridge) Status(bd *ndiscore.Binding, s ndiscore.Status) {
 		b.change(p, b.fitMTULocked)
 	case ndiscore.NetworkChange:
 		if k := b.kept(); k != nil && !s.Groups {
-			k.announce(p, s.Why)
+			k.announce(p, s.Why, s.After)
 		}
 		b.snoop.fresh(p.id) // who listens there now is not known
 		if h := b.handle.Load(); h != nil {

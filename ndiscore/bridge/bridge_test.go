@@ -521,8 +521,6 @@ func TestAnnounce(t *testing.T) {
 	}
 }
 
-// TestAnnouncePace checks that many addresses go out in bounded bursts, that a
-// storm of notices does not speed them up, and that a paused port gets none.
 // Where frames to groups go another way only, nobody has to learn anything.
 func TestAnnounceGroups(t *testing.T) {
 	l := newLAN(t, 2, false, nil)
@@ -535,6 +533,33 @@ func TestAnnounceGroups(t *testing.T) {
 	}
 	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "a member left"})
 	ndistest.Await(t, "announcement", func() bool { return l.bridge.Stats().Announced > 0 })
+}
+
+// While the old way still delivers, nobody is told of the new one; at once when it
+// does no more.
+func TestAnnounceLater(t *testing.T) {
+	l := newLAN(t, 2, false, nil)
+	l.wires[1].receive(frame(ndiscore.Broadcast, mac(1)))
+	l.counts()
+	const after = 100 * time.Millisecond
+	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "promoted", After: after})
+	l.tick(after - 1)
+	l.tick(0) // the keeper has looked
+	if n := l.bridge.Stats().Announced; n != 0 {
+		t.Errorf("%d announced", n)
+	}
+	l.tick(1)
+	ndistest.Await(t, "announcement", func() bool { return l.bridge.Stats().Announced == 1 })
+	l.tick(announceAt[1])
+	ndistest.Await(t, "second round", func() bool { return l.bridge.Stats().Announced == 2 })
+	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "promoted", After: after})
+	l.tick(announcePace)
+	l.tick(0)
+	if n := l.bridge.Stats().Announced; n != 2 {
+		t.Errorf("%d announced", n)
+	}
+	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "what was left is gone"})
+	ndistest.Await(t, "announcement", func() bool { return l.bridge.Stats().Announced == 3 })
 }
 
 // The keeper hangs in the Send of one port; the others go and come.
@@ -566,6 +591,8 @@ func TestKeeperStuck(t *testing.T) {
 	}
 }
 
+// TestAnnouncePace checks that many addresses go out in bounded bursts, that a
+// storm of notices does not speed them up, and that a paused port gets none.
 func TestAnnouncePace(t *testing.T) {
 	l := newLAN(t, 2, false, nil)
 	const n = 600

@@ -44,7 +44,7 @@ type keeper struct {
 	done chan struct{}
 
 	mu     sync.Mutex       // guards asked and forget
-	asked  map[*port]string // ports to announce on, and why; at most one entry per port
+	asked  map[*port]notice // ports to announce on; at most one entry per port
 	forget []forgetting     // answered between two looks, in order
 
 	// The goroutine's own.
@@ -56,6 +56,12 @@ type keeper struct {
 	jobs            []*announcement
 	frames          [ndiscore.BatchFrames]ndiscore.Frame
 	buffers         [ndiscore.BatchFrames][ndiscore.Headroom + ownLength]byte
+}
+
+// notice is what asks for an announcement.
+type notice struct {
+	why string
+	at  time.Time
 }
 
 type forgetting struct {
@@ -80,7 +86,7 @@ func newKeeper(b *Bridge, clock ndiscore.Clock, w *ndiscore.Worker) *keeper {
 	k := &keeper{
 		bridge: b, clock: clock, worker: w,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
-		asked:  make(map[*port]string),
+		asked:  make(map[*port]notice),
 		probed: make(map[*port]uint16),
 	}
 	k.started = clock.Now()
@@ -100,10 +106,12 @@ func (k *keeper) poke() {
 	}
 }
 
-// announce asks for an announcement on p. It never blocks.
-func (k *keeper) announce(p *port, why string) {
+// announce asks for an announcement on p, to start after a while. It never
+// blocks.
+func (k *keeper) announce(p *port, why string, after time.Duration) {
+	at := k.clock.Now().Add(after)
 	k.mu.Lock()
-	k.asked[p] = why
+	k.asked[p] = notice{why, at}
 	k.mu.Unlock()
 	k.poke()
 }
@@ -162,7 +170,7 @@ func (k *keeper) run() {
 	for again := false; ; {
 		k.forgetThem()
 		now := k.clock.Now()
-		k.take(now)
+		k.take()
 		next := k.age(now)
 		for _, t := range [...]time.Time{k.announceDue(now), k.watch(now), k.watchLoops(now), k.bridge.snoop.step(now)} {
 			if !t.IsZero() && t.Before(next) {
@@ -225,10 +233,10 @@ func (k *keeper) fullTold(full bool) {
 }
 
 // take turns requests into announcements.
-func (k *keeper) take(now time.Time) {
+func (k *keeper) take() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for p, why := range k.asked {
+	for p, n := range k.asked {
 		delete(k.asked, p)
 		a := k.job(p)
 		if a == nil {
@@ -236,9 +244,9 @@ func (k *keeper) take(now time.Time) {
 			k.jobs = append(k.jobs, a)
 		}
 		// A storm of notices restarts the rounds, not the pace.
-		a.why, a.begun, a.round, a.cursor, a.sent = why, now, 0, -1, 0
-		a.due = now
-		if t := a.burst.Add(announcePace); t.After(now) {
+		a.why, a.begun, a.round, a.cursor, a.sent = n.why, n.at, 0, -1, 0
+		a.due = n.at
+		if t := a.burst.Add(announcePace); t.After(a.due) {
 			a.due = t
 		}
 	}
