@@ -202,7 +202,11 @@ func (c *Core) do(ctx context.Context, f func()) error {
 		return fmt.Errorf("%w: from inside a call of the core, which would wait for itself", ErrInvalidState)
 	}
 	done := make(chan struct{})
-	if !c.post(post{fn: func() { f(); close(done) }}) {
+	if !c.post(post{fn: func() {
+		c.collect() // whoever asks after something has happened sees that it has
+		f()
+		close(done)
+	}}) {
 		return ErrStopped
 	}
 	select {

@@ -732,6 +732,21 @@ func TestHaltedLinkUnknown(t *testing.T) {
 	}
 }
 
+// Whoever asks what is going on after an adapter has said something sees it.
+func TestAskAfterIndicate(t *testing.T) {
+	a := nic("a", ndistest.AdapterOptions{})
+	b := newBench(t, ndiscore.Options{}, a)
+	b.add("a")
+	b.start("a")
+	for i := range 500 {
+		up := i%2 == 1
+		a.SetLink(up, "test")
+		if l := ndistest.Info(t, b.core, "a").Link; l.Connected() != up {
+			t.Fatalf("link %+v, which was just set to %v", l, up)
+		}
+	}
+}
+
 func TestC33StaleHandles(t *testing.T) {
 	m := nic("M", ndistest.AdapterOptions{})
 	leakFree(t)
