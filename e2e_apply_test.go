@@ -583,8 +583,8 @@ func TestOperateUnderLoad(t *testing.T) {
 }
 
 // cost ends a phase of the stream of datagrams, of which each way may have lost
-// so many.
-func (u *uplinks) cost(t *testing.T, name string, mayLose uint64) {
+// so many, and returns it.
+func (u *uplinks) cost(t *testing.T, name string, mayLose uint64) lab.FlowStats {
 	t.Helper()
 	before := fullQueues(t, u.sw.Switch)
 	s := u.udp.Snapshot(within(t, 30*time.Second))
@@ -595,6 +595,7 @@ func (u *uplinks) cost(t *testing.T, name string, mayLose uint64) {
 			t.Errorf("%s: %+v, may lose %d", name, d, mayLose)
 		}
 	}
+	return s
 }
 
 // waitStandby waits until up1 stands by.

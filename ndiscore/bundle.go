@@ -195,11 +195,11 @@ func (spec *BundleSpec) check() error {
 const failbackOverlap = 500 * time.Millisecond
 
 // announceDelay is how long those above a team put off their announcements while
-// the member it has left still delivers. An announcement is flooded, and comes
-// down that member's line from the far side: a learning switch on the line takes
-// the station to be there, and drops what it still has to pass on to us. Until
-// then what we send teaches the switches by which it passes, and the others have
-// nothing to learn yet.
+// it still takes all that the network sends by ways that it has left. An
+// announcement is flooded, and comes down the line of a member that was left from
+// the far side: a learning switch on it takes the station to be there, and drops
+// what it still has to pass on to us. Until then what we send teaches the
+// switches by which it passes, and the others have nothing to learn yet.
 const announceDelay = 100 * time.Millisecond
 
 // dataPathEpoch is what the data path adds to a teamSet's epoch.
@@ -266,6 +266,7 @@ type mBundle struct {
 	pinned    string    // member promoted by hand, preferred while it lasts
 	overlapTo time.Time // when the overlap ends
 	announced time.Time // when those above announce the last change
+	known     []int     // members by which the network may send until then
 	verdicts  []Verdict
 	link      LinkState // as those above were told
 	wake      time.Time // when a tick is due
@@ -517,6 +518,14 @@ func (m *machine) stillDelivers(b *mBundle, member int) bool {
 	return mv.Running && mv.Link.Connected() && (!mv.Leaving || a.leavesInOrder())
 }
 
+// stillWell reports whether a member that was left was not left for a failure: all
+// that comes its way gets through.
+func (m *machine) stillWell(b *mBundle, member int) bool {
+	a := m.adapter(b.members[member])
+	mv := m.memberView(b, b.members[member])
+	return m.stillDelivers(b, member) && mv.ProbesLost == 0 && (a.leavesInOrder() || !mv.Resetting)
+}
+
 // leavesInOrder reports whether a was told to go, or to be reset, rather than
 // found broken.
 func (a *mAdapter) leavesInOrder() bool {
@@ -648,13 +657,25 @@ const (
 // that frames to groups go another way, and there is nothing to learn.
 func (m *machine) announce(b *mBundle, old teamSet) {
 	soon := m.now.Before(b.announced)
+	if !soon {
+		b.known = nil
+	}
+	for i := range b.members {
+		if old.active(i) && !slices.Contains(b.known, i) {
+			b.known = append(b.known, i)
+		}
+	}
+	lost := slices.ContainsFunc(b.known, func(i int) bool {
+		return !b.set.active(i) && (i != b.set.overlap || !m.stillWell(b, i))
+	})
 	switch {
-	case changed(old, b.set) && grown(old, b.set):
+	case b.set.member < 0 || !changed(old, b.set) && !(soon && lost):
+	case !lost && grown(old, b.set):
 		m.emit(action{kind: actStatus, adapter: b.name, why: groupsMoved})
-	case changed(old, b.set) && b.set.overlap >= 0:
+	case !lost && b.set.overlap >= 0:
 		b.announced = m.now.Add(announceDelay)
 		m.emit(action{kind: actStatus, adapter: b.name, why: networkChange, after: announceDelay})
-	case changed(old, b.set), soon && b.set.member >= 0 && b.set.overlap < 0: // what was left delivers no more
+	default:
 		b.announced = m.now
 		m.emit(action{kind: actStatus, adapter: b.name, why: networkChange})
 	}

@@ -135,7 +135,10 @@ func (c *Core) callDriver(ctx context.Context, s *slot, p *protocol, a action) e
 		b.open.Store(true)
 		c.updateWithSecondaries(s, func() {})
 		b.running.Store(true)
-		return p.impl.Event(ctx, b, EventRestart)
+		if err := p.impl.Event(ctx, b, EventRestart); err != nil {
+			return err
+		}
+		s.catchUp(b)
 	case actPauseBinding:
 		b := s.binding(p, a.target)
 		// Nothing more is handed to it first, so that it can say that it
@@ -330,6 +333,7 @@ func (s *slot) binding(p *protocol, target string) *Binding {
 
 func (c *Core) bind(ctx context.Context, s *slot, p *protocol, target string) error {
 	b := &Binding{core: c, slot: s, protocol: p, target: target}
+	b.networks.Store(s.networks.Load())
 	s.publish.Lock()
 	s.bindings = append(s.bindings, b)
 	s.publish.Unlock()

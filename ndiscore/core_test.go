@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -745,6 +746,36 @@ func TestAskAfterIndicate(t *testing.T) {
 			t.Fatalf("link %+v, which was just set to %v", l, up)
 		}
 	}
+}
+
+// Who was paused hears that the network changed meanwhile, once.
+func TestNetworkChangeWhilePaused(t *testing.T) {
+	a := nic("a", ndistest.AdapterOptions{})
+	b := newBench(t, ndiscore.Options{}, a)
+	p := ndistest.NewProtocol("p", nil)
+	var heard atomic.Int32
+	p.OnStatus = func(_ *ndiscore.Binding, s ndiscore.Status) {
+		if _, ok := s.(ndiscore.NetworkChange); ok {
+			heard.Add(1)
+		}
+	}
+	b.protocol(p, "a")
+	b.add("a")
+	b.start("a")
+	step := func(what string, want int32, f func()) {
+		t.Helper()
+		heard.Store(0)
+		f()
+		if n := heard.Load(); n != want {
+			t.Errorf("%s: heard %d times, not %d", what, n, want)
+		}
+	}
+	change := func() { a.Handle().IndicateStatus(ndiscore.NetworkChange{Why: "test"}) }
+	pause := func() { b.must(b.core.Pause(b.ctx(), "a", "test")) }
+	step("running", 1, change)
+	step("paused", 0, func() { pause(); change(); change() })
+	step("running again", 1, func() { b.start("a") })
+	step("paused, nothing new", 0, func() { pause(); b.start("a") })
 }
 
 func TestC33StaleHandles(t *testing.T) {

@@ -102,7 +102,7 @@ func KernelCases(seed uint64, random, mtu int) []KernelCase {
 			s.size = min(least+rnd.IntN(1500), mtu-headers)
 		} else {
 			s.ecn = false
-			s.payload = s.payload[:min(len(s.payload), mtu-headers-4)] // a packet socket allows one tag more than the MTU, not two
+			s.payload = s.payload[:min(len(s.payload), mtu-headers-4*s.tags)] // a packet socket takes a tag for payload, but for a single 802.1Q one
 		}
 		if frame, _, _, _, _ := s.build(); len(frame) > 65000 {
 			continue

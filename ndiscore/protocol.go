@@ -84,12 +84,13 @@ type Binding struct {
 	protocol *protocol
 	target   string
 
-	open    atomic.Bool           // receives may be delivered: from Bind's success to Unbind
-	running atomic.Bool           // sends may be passed down: from EventRestart to EventPause
-	stale   atomic.Bool           // Unbind has returned, or Bind has failed
-	filter  atomic.Uint32         // PacketFilter
-	groups  atomic.Pointer[[]MAC] // multicast list; never changed in place
-	context any                   // the protocol's own; set during Bind only
+	open     atomic.Bool           // receives may be delivered: from Bind's success to Unbind
+	running  atomic.Bool           // sends may be passed down: from EventRestart to EventPause
+	stale    atomic.Bool           // Unbind has returned, or Bind has failed
+	filter   atomic.Uint32         // PacketFilter
+	groups   atomic.Pointer[[]MAC] // multicast list; never changed in place
+	networks atomic.Uint64         // of the slot's, the last one it knows of
+	context  any                   // the protocol's own; set during Bind only
 }
 
 // Adapter is the name of the adapter bound to.

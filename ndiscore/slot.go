@@ -37,6 +37,7 @@ type slot struct {
 	out ledger // kept receives above, kept sends below, status calls
 
 	linkChanges atomic.Uint64             // how often the link came or went
+	networks    atomic.Uint64             // how many NetworkChange there were
 	initTime    atomic.Int64              // ns that Initialize last took
 	operation   atomic.Pointer[operState] // as the control side last derived it
 	oid         atomic.Pointer[oidCall]   // the request that the adapter is working on
@@ -663,10 +664,27 @@ func (s *slot) statusUp(st Status) {
 
 // hear has the bindings of s hear of a status.
 func (s *slot) hear(st Status) {
+	var networks uint64
+	if _, ok := st.(NetworkChange); ok {
+		networks = s.networks.Add(1) // before it is known who hears of it: see catchUp
+	}
 	for _, b := range s.path.Load().receivers {
 		if b.slot == s {
+			if networks > 0 {
+				b.networks.Store(networks)
+			}
 			b.protocol.impl.Status(b, st)
 		}
+	}
+}
+
+// catchUp has a binding that is running again hear that the network has changed
+// while it was paused.
+func (s *slot) catchUp(b *Binding) {
+	if n := s.networks.Load(); b.networks.Swap(n) != n {
+		s.out.begin()
+		defer s.out.end()
+		b.protocol.impl.Status(b, NetworkChange{Why: "the network changed while it was paused"})
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
 // TestRegressionNeighborMove: a neighbour has another MAC from now on, and says so
@@ -200,7 +201,7 @@ func TestRegressionManyNeighbors(t *testing.T) {
 // meanwhile.
 func TestRegressionNeighborFlood(t *testing.T) {
 	people := 65536
-	if testing.Short() || raceEnabled {
+	if testing.Short() || ndistest.RaceEnabled {
 		people = 4096
 	}
 	for _, tc := range []struct {

@@ -25,6 +25,7 @@ import (
 	netstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/seed-b14e907b/vswitch/ndiscore"
+	"github.com/seed-b14e907b/vswitch/ndiscore/ndistest"
 )
 
 // sickWire is a device that refuses what it is given for one reason, DropNone for
@@ -296,7 +297,7 @@ func TestRegressionRemovalUnderFlood(t *testing.T) {
 		}
 	})
 	rounds := 1000
-	if testing.Short() || raceEnabled {
+	if testing.Short() || ndistest.RaceEnabled {
 		rounds = 50
 	}
 	var before usage

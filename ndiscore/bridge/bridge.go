@@ -62,6 +62,8 @@ type port struct {
 	buckets  [stormKinds]bucket
 	looped   atomic.Uint64 // what the data path saw of a loop, see loop.go
 
+	owed atomic.Pointer[string] // why there is to be an announcement, which a pause ended
+
 	storms   [stormKinds]episode // the keeper's
 	refusals episode             // the keeper's
 
@@ -357,6 +359,11 @@ func (b *Bridge) Event(_ context.Context, bd *ndiscore.Binding, ev ndiscore.NetE
 			p.look() // between Bind's look and the end of Bind no status was delivered
 			b.fitMTULocked()
 		})
+		if why := p.owed.Swap(nil); why != nil {
+			if k := b.kept(); k != nil {
+				k.announce(p, *why, 0)
+			}
+		}
 	case ndiscore.EventPause:
 		b.change(p, func() { p.running = false })
 		b.forget(p, false)

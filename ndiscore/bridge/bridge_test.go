@@ -562,6 +562,40 @@ func TestAnnounceLater(t *testing.T) {
 	ndistest.Await(t, "announcement", func() bool { return l.bridge.Stats().Announced == 3 })
 }
 
+// An announcement that a pause ended, or kept from beginning, is made when the port
+// is back.
+func TestAnnounceOwed(t *testing.T) {
+	l := newLAN(t, 2, false, nil)
+	l.wires[1].receive(frame(ndiscore.Broadcast, mac(1)))
+	l.counts()
+	for i, after := range []time.Duration{0, 100 * time.Millisecond} {
+		l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "promoted", After: after})
+		if after == 0 {
+			ndistest.Await(t, "first round", func() bool { return l.bridge.Stats().Announced == 1 })
+		}
+		before := l.bridge.Stats().Announced
+		if err := l.core.Restart(t.Context(), "p0", "test"); err != nil {
+			t.Fatal(err)
+		}
+		l.tick(announcePace)
+		ndistest.Await(t, fmt.Sprint("announcement ", i), func() bool { return l.bridge.Stats().Announced == before+1 })
+		l.tick(announceAt[1])
+		ndistest.Await(t, "second round", func() bool { return l.bridge.Stats().Announced == before+2 })
+		l.tick(announceAt[2] - announceAt[1])
+		ndistest.Await(t, "third round", func() bool { return l.bridge.Stats().Announced == before+3 })
+		l.tick(announcePace)
+	}
+	before := l.bridge.Stats().Announced
+	if err := l.core.Restart(t.Context(), "p0", "test"); err != nil {
+		t.Fatal(err)
+	}
+	l.tick(announceAt[2])
+	l.tick(0)
+	if n := l.bridge.Stats().Announced; n != before {
+		t.Errorf("%d announced of which nobody asked", n-before)
+	}
+}
+
 // The keeper hangs in the Send of one port; the others go and come.
 func TestKeeperStuck(t *testing.T) {
 	l := newLAN(t, 3, false, nil)

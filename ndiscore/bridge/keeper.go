@@ -170,7 +170,7 @@ func (k *keeper) run() {
 	for again := false; ; {
 		k.forgetThem()
 		now := k.clock.Now()
-		k.take()
+		k.take(now)
 		next := k.age(now)
 		for _, t := range [...]time.Time{k.announceDue(now), k.watch(now), k.watchLoops(now), k.bridge.snoop.step(now)} {
 			if !t.IsZero() && t.Before(next) {
@@ -233,7 +233,7 @@ func (k *keeper) fullTold(full bool) {
 }
 
 // take turns requests into announcements.
-func (k *keeper) take() {
+func (k *keeper) take(now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for p, n := range k.asked {
@@ -242,6 +242,9 @@ func (k *keeper) take() {
 		if a == nil {
 			a = &announcement{port: p}
 			k.jobs = append(k.jobs, a)
+		}
+		if now.After(n.at) {
+			n.at = now
 		}
 		// A storm of notices restarts the rounds, not the pace.
 		a.why, a.begun, a.round, a.cursor, a.sent = n.why, n.at, 0, -1, 0
@@ -261,14 +264,19 @@ func (k *keeper) job(p *port) *announcement {
 	return nil
 }
 
+// drop ends the announcement on p, which owes it then.
 func (k *keeper) drop(p *port) {
 	k.mu.Lock()
-	delete(k.asked, p)
+	if n, ok := k.asked[p]; ok {
+		delete(k.asked, p)
+		p.owed.Store(&n.why)
+	}
 	k.mu.Unlock()
 	delete(k.probed, p)
 	for i, a := range k.jobs {
 		if a.port == p {
 			k.jobs = append(k.jobs[:i], k.jobs[i+1:]...)
+			p.owed.CompareAndSwap(nil, &a.why)
 			return
 		}
 	}
