@@ -586,10 +586,11 @@ func TestOperateUnderLoad(t *testing.T) {
 // so many, and returns it.
 func (u *uplinks) cost(t *testing.T, name string, mayLose uint64) lab.FlowStats {
 	t.Helper()
-	before := fullQueues(t, u.sw.Switch)
 	s := u.udp.Snapshot(within(t, 30*time.Second))
 	t.Logf("%-22s lost %d+%d of %d+%d, longest gap %v, %v", name, s.AtoB.Lost, s.BtoA.Lost, s.AtoB.Sent, s.BtoA.Sent, ms(s.AtoB.LongestGap), ms(s.BtoA.LongestGap))
-	full := fullQueues(t, u.sw.Switch).since(before, max(s.AtoB.SenderLate, s.BtoA.SenderLate))
+	queues := fullQueues(t, u.sw.Switch)
+	full := queues.since(u.full, max(s.AtoB.SenderLate, s.BtoA.SenderLate))
+	u.full = queues
 	for _, d := range []lab.DirectionStats{s.AtoB, s.BtoA} {
 		if d.Duplicated > 0 || d.Corrupted > 0 || d.Lost > mayLose+d.Overrun+full+starved(d) {
 			t.Errorf("%s: %+v, may lose %d", name, d, mayLose)

@@ -33,6 +33,7 @@ type uplinks struct {
 	sw             *lab.Switch
 	tcp            *lab.TCPBulk
 	udp            *lab.UDPFlow
+	full           queues // when cost last looked
 }
 
 const uplinksConfig = `

@@ -202,6 +202,11 @@ const failbackOverlap = 500 * time.Millisecond
 // switches by which it passes, and the others have nothing to learn yet.
 const announceDelay = 100 * time.Millisecond
 
+// announceRounds is how long announcing takes: those above repeat it, and a
+// bridge with many stations takes its time. Being told of another change they
+// start again.
+const announceRounds = 500 * time.Millisecond
+
 // dataPathEpoch is what the data path adds to a teamSet's epoch.
 const dataPathEpoch = 1 << 32
 
@@ -266,7 +271,7 @@ type mBundle struct {
 	pinned    string    // member promoted by hand, preferred while it lasts
 	overlapTo time.Time // when the overlap ends
 	announced time.Time // when those above announce the last change
-	known     []int     // members by which the network may send until then
+	known     []int     // members by which the network may send until that is done
 	verdicts  []Verdict
 	link      LinkState // as those above were told
 	wake      time.Time // when a tick is due
@@ -474,6 +479,7 @@ func (m *machine) evaluateTeam(b *mBundle) {
 	} else {
 		m.follow(b)
 		m.teamLink(b, d.Why)
+		m.announce(b, old)
 	}
 	m.wakeFor(b, d.Recheck)
 }
@@ -656,8 +662,7 @@ const (
 // the switches outside learn it. When all who shared the flows go on, it is only
 // that frames to groups go another way, and there is nothing to learn.
 func (m *machine) announce(b *mBundle, old teamSet) {
-	soon := m.now.Before(b.announced)
-	if !soon {
+	if !m.now.Before(b.announced.Add(announceRounds)) {
 		b.known = nil
 	}
 	for i := range b.members {
@@ -668,6 +673,10 @@ func (m *machine) announce(b *mBundle, old teamSet) {
 	lost := slices.ContainsFunc(b.known, func(i int) bool {
 		return !b.set.active(i) && (i != b.set.overlap || !m.stillWell(b, i))
 	})
+	if b.activeMAC && b.set.member != old.member {
+		lost = true // what is sent to the address that the team had
+	}
+	soon := m.now.Before(b.announced)
 	switch {
 	case b.set.member < 0 || !changed(old, b.set) && !(soon && lost):
 	case !lost && grown(old, b.set):
@@ -752,6 +761,9 @@ func (m *machine) promote(ev event) {
 			set.carriers = old.carriers
 			if !old.active(i) {
 				set.carriers = append(slices.Clone(old.carriers), i)
+			}
+			if old.overlap != i {
+				set.overlap = old.overlap
 			}
 		} else if old.member >= 0 && m.stillUsable(b, old.member) {
 			set.overlap = old.member

@@ -412,6 +412,9 @@ func TestTeamFollowsMembers(t *testing.T) {
 			order = append(order, "MAC "+s.MAC.String())
 		case ndiscore.NetworkChange:
 			order = append(order, "announce")
+			if s.After != 0 { // what is sent to the old address is lost
+				t.Errorf("announced %v after the address is another one", s.After)
+			}
 		}
 	}
 	b.protocol(stack, "wan")

@@ -333,7 +333,7 @@ func (s *slot) binding(p *protocol, target string) *Binding {
 
 func (c *Core) bind(ctx context.Context, s *slot, p *protocol, target string) error {
 	b := &Binding{core: c, slot: s, protocol: p, target: target}
-	b.networks.Store(s.networks.Load())
+	b.learn()
 	s.publish.Lock()
 	s.bindings = append(s.bindings, b)
 	s.publish.Unlock()

@@ -753,10 +753,13 @@ func TestNetworkChangeWhilePaused(t *testing.T) {
 	a := nic("a", ndistest.AdapterOptions{})
 	b := newBench(t, ndiscore.Options{}, a)
 	p := ndistest.NewProtocol("p", nil)
-	var heard atomic.Int32
+	var heard, groups atomic.Int32
 	p.OnStatus = func(_ *ndiscore.Binding, s ndiscore.Status) {
-		if _, ok := s.(ndiscore.NetworkChange); ok {
+		if n, ok := s.(ndiscore.NetworkChange); ok {
 			heard.Add(1)
+			if n.Groups {
+				groups.Add(1)
+			}
 		}
 	}
 	b.protocol(p, "a")
@@ -776,6 +779,17 @@ func TestNetworkChangeWhilePaused(t *testing.T) {
 	step("paused", 0, func() { pause(); change(); change() })
 	step("running again", 1, func() { b.start("a") })
 	step("paused, nothing new", 0, func() { pause(); b.start("a") })
+	if n := groups.Load(); n != 0 {
+		t.Errorf("%d times of groups only", n)
+	}
+	step("of groups", 1, func() {
+		pause()
+		a.Handle().IndicateStatus(ndiscore.NetworkChange{Why: "test", Groups: true})
+		b.start("a")
+	})
+	if n := groups.Load(); n != 1 {
+		t.Errorf("%d times of groups only, not once", n)
+	}
 }
 
 func TestC33StaleHandles(t *testing.T) {

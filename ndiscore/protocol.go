@@ -89,7 +89,7 @@ type Binding struct {
 	stale    atomic.Bool           // Unbind has returned, or Bind has failed
 	filter   atomic.Uint32         // PacketFilter
 	groups   atomic.Pointer[[]MAC] // multicast list; never changed in place
-	networks atomic.Uint64         // of the slot's, the last one it knows of
+	networks networkNews           // what it knows of the slot's
 	context  any                   // the protocol's own; set during Bind only
 }
 

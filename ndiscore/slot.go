@@ -37,7 +37,7 @@ type slot struct {
 	out ledger // kept receives above, kept sends below, status calls
 
 	linkChanges atomic.Uint64             // how often the link came or went
-	networks    atomic.Uint64             // how many NetworkChange there were
+	networks    networkNews               // what was told of it
 	initTime    atomic.Int64              // ns that Initialize last took
 	operation   atomic.Pointer[operState] // as the control side last derived it
 	oid         atomic.Pointer[oidCall]   // the request that the adapter is working on
@@ -662,29 +662,45 @@ func (s *slot) statusUp(st Status) {
 	s.hear(st)
 }
 
+// networkNews counts NetworkChanges.
+type networkNews struct {
+	all, groups atomic.Uint64 // groups: of all, those of frames to groups only
+}
+
 // hear has the bindings of s hear of a status.
 func (s *slot) hear(st Status) {
-	var networks uint64
-	if _, ok := st.(NetworkChange); ok {
-		networks = s.networks.Add(1) // before it is known who hears of it: see catchUp
+	n, network := st.(NetworkChange)
+	if network { // before it is known who hears of it: see catchUp
+		s.networks.all.Add(1)
+		if n.Groups {
+			s.networks.groups.Add(1)
+		}
 	}
 	for _, b := range s.path.Load().receivers {
 		if b.slot == s {
-			if networks > 0 {
-				b.networks.Store(networks)
+			if network {
+				b.learn()
 			}
 			b.protocol.impl.Status(b, st)
 		}
 	}
 }
 
+// learn takes note of what there is to know of the network, and reports whether
+// any of it is new, and whether that is of more than groups.
+func (b *Binding) learn() (news, places bool) {
+	all, groups := b.slot.networks.all.Load(), b.slot.networks.groups.Load()
+	newAll, newGroups := all-b.networks.all.Swap(all), groups-b.networks.groups.Swap(groups)
+	return newAll > 0, newAll > newGroups
+}
+
 // catchUp has a binding that is running again hear that the network has changed
 // while it was paused.
 func (s *slot) catchUp(b *Binding) {
-	if n := s.networks.Load(); b.networks.Swap(n) != n {
+	if news, places := b.learn(); news {
 		s.out.begin()
 		defer s.out.end()
-		b.protocol.impl.Status(b, NetworkChange{Why: "the network changed while it was paused"})
+		b.protocol.impl.Status(b, NetworkChange{Why: "the network changed while it was paused", Groups: !places})
 	}
 }
 

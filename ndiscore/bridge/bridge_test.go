@@ -618,8 +618,10 @@ func TestKeeperStuck(t *testing.T) {
 	if n := len(l.wires[1].take()); n != 1 {
 		t.Errorf("%d frames from the port that is back", n)
 	}
+	l.wires[2].handle.IndicateStatus(ndiscore.NetworkChange{Why: "meanwhile"})
+	announced := l.bridge.Stats().Announced
 	close(let)
-	l.tick(0)
+	ndistest.Await(t, "what was asked for meanwhile", func() bool { return l.bridge.Stats().Announced > announced+1 })
 	if err := l.core.Restart(t.Context(), "p0", "test"); err != nil {
 		t.Error(err)
 	}

@@ -264,15 +264,21 @@ func (k *keeper) job(p *port) *announcement {
 	return nil
 }
 
-// drop ends the announcement on p, which owes it then.
+// drop ends the announcement on p, which owes it then. A port that runs again,
+// because the keeper comes to it late, goes on with it.
 func (k *keeper) drop(p *port) {
+	delete(k.probed, p)
+	k.bridge.mu.Lock()
+	defer k.bridge.mu.Unlock() // until p owes: whoever has it run looks for that afterwards
+	if p.running {
+		return
+	}
 	k.mu.Lock()
 	if n, ok := k.asked[p]; ok {
 		delete(k.asked, p)
 		p.owed.Store(&n.why)
 	}
 	k.mu.Unlock()
-	delete(k.probed, p)
 	for i, a := range k.jobs {
 		if a.port == p {
 			k.jobs = append(k.jobs[:i], k.jobs[i+1:]...)
