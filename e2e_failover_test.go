@@ -163,6 +163,7 @@ func (u *uplinks) load(t *testing.T) {
 	must(t, err)
 	u.through(t, 1<<20)
 	u.udp.Snapshot(t.Context())
+	u.full = fullQueues(t, u.sw.Switch)
 }
 
 // through waits until so many more bytes of TCP have arrived at either end, from
@@ -451,6 +452,7 @@ func TestOvertaken(t *testing.T) {
 			}
 			return nil
 		}))
+		u.full = fullQueues(t, u.sw.Switch)
 		must(t, u.sw.Promote(ctx, "wan", to))
 		_, err := u.sw.WaitEvent(ctx, mark, func(e ndiscore.Event) bool { return e.What == "address.announced" })
 		must(t, err)

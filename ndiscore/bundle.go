@@ -202,11 +202,6 @@ const failbackOverlap = 500 * time.Millisecond
 // switches by which it passes, and the others have nothing to learn yet.
 const announceDelay = 100 * time.Millisecond
 
-// announceRounds is how long announcing takes: those above repeat it, and a
-// bridge with many stations takes its time. Being told of another change they
-// start again.
-const announceRounds = 500 * time.Millisecond
-
 // dataPathEpoch is what the data path adds to a teamSet's epoch.
 const dataPathEpoch = 1 << 32
 
@@ -662,7 +657,7 @@ const (
 // the switches outside learn it. When all who shared the flows go on, it is only
 // that frames to groups go another way, and there is nothing to learn.
 func (m *machine) announce(b *mBundle, old teamSet) {
-	if !m.now.Before(b.announced.Add(announceRounds)) {
+	if !m.now.Before(b.announced.Add(AnnounceAt[len(AnnounceAt)-1])) { // every round has begun
 		b.known = nil
 	}
 	for i := range b.members {

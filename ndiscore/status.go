@@ -60,6 +60,11 @@ type NetworkChange struct {
 	After time.Duration
 }
 
+// AnnounceAt is when those above announce after a NetworkChange and its After: at
+// once, and again, because nobody acknowledges it, and the first may be lost while
+// a switch port settles.
+var AnnounceAt = [...]time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond}
+
 // AttributesChange says that a running adapter's address or MTU is another one
 // now. The core adopts it before it tells those above. Zero values mean no
 // change.

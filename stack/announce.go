@@ -9,15 +9,10 @@ import (
 	"github.com/seed-b14e907b/vswitch/ndiscore"
 )
 
-// announceAt is when the addresses of an interface are announced after it
-// started, or moved to another network device. Three times, because nobody
-// acknowledges it and the first may be lost while a switch port settles.
-var announceAt = [...]time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond}
-
 // announcer owns the timers of one port's announcements.
 type announcer struct {
 	mu      sync.Mutex // guards the rest; held across no call but the clock's
-	timers  [len(announceAt)]ndiscore.Timer
+	timers  [len(ndiscore.AnnounceAt)]ndiscore.Timer
 	stopped bool
 }
 
@@ -57,7 +52,7 @@ func (r *Router) announceAddresses(p *port, why string, after time.Duration) {
 		return
 	}
 	a.cancelLocked()
-	for i, d := range announceAt {
+	for i, d := range ndiscore.AnnounceAt {
 		a.timers[i] = r.clock.AfterFunc(after+d, func() { r.announceNow(p, i == 0, why) })
 	}
 }

@@ -474,9 +474,9 @@ func TestAnnounce(t *testing.T) {
 	l.wires[0].receive(frame(ndiscore.Broadcast, mac(100)))
 	l.counts()
 	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "failed over"})
-	for round, at := range announceAt {
+	for round, at := range ndiscore.AnnounceAt {
 		if round > 0 {
-			l.tick(at - announceAt[round-1])
+			l.tick(at - ndiscore.AnnounceAt[round-1])
 		}
 		var got [][]byte
 		ndistest.Await(t, fmt.Sprint("round ", round), func() bool {
@@ -550,7 +550,7 @@ func TestAnnounceLater(t *testing.T) {
 	}
 	l.tick(1)
 	ndistest.Await(t, "announcement", func() bool { return l.bridge.Stats().Announced == 1 })
-	l.tick(announceAt[1])
+	l.tick(ndiscore.AnnounceAt[1])
 	ndistest.Await(t, "second round", func() bool { return l.bridge.Stats().Announced == 2 })
 	l.wires[0].handle.IndicateStatus(ndiscore.NetworkChange{Why: "promoted", After: after})
 	l.tick(announcePace)
@@ -579,9 +579,9 @@ func TestAnnounceOwed(t *testing.T) {
 		}
 		l.tick(announcePace)
 		ndistest.Await(t, fmt.Sprint("announcement ", i), func() bool { return l.bridge.Stats().Announced == before+1 })
-		l.tick(announceAt[1])
+		l.tick(ndiscore.AnnounceAt[1])
 		ndistest.Await(t, "second round", func() bool { return l.bridge.Stats().Announced == before+2 })
-		l.tick(announceAt[2] - announceAt[1])
+		l.tick(ndiscore.AnnounceAt[2] - ndiscore.AnnounceAt[1])
 		ndistest.Await(t, "third round", func() bool { return l.bridge.Stats().Announced == before+3 })
 		l.tick(announcePace)
 	}
@@ -589,7 +589,7 @@ func TestAnnounceOwed(t *testing.T) {
 	if err := l.core.Restart(t.Context(), "p0", "test"); err != nil {
 		t.Fatal(err)
 	}
-	l.tick(announceAt[2])
+	l.tick(ndiscore.AnnounceAt[2])
 	l.tick(0)
 	if n := l.bridge.Stats().Announced; n != before {
 		t.Errorf("%d announced of which nobody asked", n-before)

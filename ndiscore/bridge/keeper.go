@@ -25,10 +25,6 @@ const (
 	ownLength     = 60 // of a frame of the bridge's own: the least Ethernet frame without FCS
 )
 
-// announceAt is when the rounds of one announcement start, after the notice:
-// at once, and again for what was lost or came before a port forwarded.
-var announceAt = [...]time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond}
-
 // lookLong is how long one look may take before it is taken again at once.
 const lookLong = 10 * time.Millisecond
 
@@ -75,7 +71,7 @@ type announcement struct {
 	port   *port
 	why    string
 	begun  time.Time
-	round  int       // index into announceAt
+	round  int       // index into ndiscore.AnnounceAt
 	cursor int       // next slot of the table; -1: the bridge's own address
 	due    time.Time // of the next burst
 	burst  time.Time // the last one
@@ -320,11 +316,11 @@ func (k *keeper) step(a *announcement, now time.Time) bool {
 		return true
 	}
 	a.round++
-	if a.round == len(announceAt) {
+	if a.round == len(ndiscore.AnnounceAt) {
 		return false
 	}
 	a.cursor = -1
-	a.due = a.begun.Add(announceAt[a.round])
+	a.due = a.begun.Add(ndiscore.AnnounceAt[a.round])
 	if t := now.Add(announcePace); a.due.Before(t) {
 		a.due = t
 	}
